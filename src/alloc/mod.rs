@@ -1,0 +1,37 @@
+//! The allocators that users name, and the one trait they stand behind.
+
+mod buddy;
+mod ctx;
+mod stack;
+mod thread_local;
+mod traits;
+
+pub use crate::heap::Heap;
+pub use crate::heap::buddy::Accounting;
+pub use buddy::BuddyAllocator;
+pub use ctx::CtxAllocator;
+pub use stack::StackAllocator;
+pub use thread_local::{DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS, ThreadLocalAllocator};
+pub use traits::Allocator;
+
+use crate::base::{Error, Result};
+use crate::heap::layout::IN_BAND_ENGINE;
+use crate::region::Region;
+
+/// Lays an in-band allocator out in a region that has no engine yet, from offset `start` on.
+///
+/// Two engines over the same bytes would hand blocks out twice, whatever the ranges that they were
+/// told; so a region has one, and a second is [`Error::AlreadyExists`].
+fn in_band<A>(region: &Region, start: u64, make: impl FnOnce() -> Result<A>) -> Result<A> {
+    let payload = region.payload_offset() as u64;
+    if start < payload {
+        return Err(Error::OffsetOutOfRange { offset: start, length: region.len() as u64 });
+    }
+    region.claim_engine()?;
+    let made = make();
+    match made {
+        Ok(_) => region.finish_engine(IN_BAND_ENGINE, start),
+        Err(_) => region.abandon_engine(),
+    }
+    made
+}

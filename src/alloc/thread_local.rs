@@ -1,0 +1,452 @@
+//! `ThreadLocalAllocator`: a process block and its thread blocks over any region (A9 to A12).
+//!
+//! ```text
+//! allocate:  the thread's block -> the process's granule runs -> the heap source
+//! free:      the owner's slab, if the owner is a thread block of this process;
+//!            otherwise announced to its owner (`heap::remote`)
+//! ```
+//!
+//! Every thread block has a lock that is as good as never contended: threads are dealt out over
+//! the blocks in turn, and an explicit [`ThreadId`](crate::ThreadId) picks one. So any number of
+//! threads works, with any number of blocks, whatever contexts they pass.
+//!
+//! Nothing is cached outside the region: the bitmaps there always say exactly what is allocated,
+//! so every free is checked (interior, double, foreign) and counters are exact. The global
+//! allocator [`HshmAlloc`](crate::HshmAlloc) puts a private cache in front of the same engine.
+#![allow(unsafe_code)] // implements an unsafe trait; private heaps behind their own locks
+
+use core::alloc::Layout;
+use core::cell::UnsafeCell;
+
+use super::traits::{Allocator, move_block};
+use crate::base::classes::{ClassId, MAX_SMALL, class_index};
+use crate::base::units::GRANULE;
+use crate::base::{AllocatorId, Error, MemContext, Result, align_up};
+use crate::heap::granule::BlockId;
+use crate::heap::layout::{ProcessSlot, RegionHeap, TableSizes};
+use crate::heap::process::MAX_RUN;
+use crate::heap::thread::{Block, ThreadHeap};
+use crate::heap::{Fault, HeapReport, verify};
+use crate::os;
+use crate::ptr::OffsetPtr;
+use crate::region::Region;
+use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::sync::identity::thread_number;
+use crate::sync::lock::RawLock;
+
+/// Thread blocks that a process takes where nothing else is said.
+pub const DEFAULT_THREAD_BLOCKS: usize = 64;
+/// Process slots of a new region where nothing else is said.
+pub const DEFAULT_PROCESSES: usize = 256;
+
+/// One thread block's heap, and the lock that guards it.
+struct Local {
+    lock: RawLock,
+    /// The block's id as soon as there is one, for lookups without the lock; 0 before.
+    id: AtomicU32,
+    heap: UnsafeCell<Option<ThreadHeap>>,
+}
+
+/// A thread-caching allocator over a shared region: HSHM's `ThreadLocalAllocator`.
+///
+/// One process makes it ([`shm_init`](Self::shm_init)), others join
+/// ([`shm_attach`](Self::shm_attach)); each gets a block of the process table and its own thread
+/// blocks. Blocks may be freed by any thread of any attached process. A forked child must attach
+/// anew: the handle it inherited answers [`Error::Forked`].
+///
+/// ```
+/// use hshm::{Allocator, AllocatorId, MemContext, Region, RegionOptions, ThreadLocalAllocator};
+///
+/// let region = Region::anonymous(AllocatorId::new(1, 0), 16 << 20)?;
+/// let alloc = ThreadLocalAllocator::shm_init(region)?;
+/// let block = alloc.allocate::<u64>(MemContext::DEFAULT, 64)?;
+/// assert!(block.as_ptr().is_aligned());
+/// // SAFETY: the block came from `alloc` and is not used again.
+/// unsafe { alloc.free(MemContext::DEFAULT, block)? };
+/// assert_eq!(alloc.currently_allocated_size(), 0);
+/// # Ok::<(), hshm::Error>(())
+/// ```
+pub struct ThreadLocalAllocator {
+    heap: RegionHeap,
+    process: ProcessSlot,
+    /// See `os::fork_generation`: a forked child has the heaps but not the process block.
+    generation: Option<u32>,
+    locals: Box<[Local]>,
+}
+
+// SAFETY: every `Local`'s heap is reached under its lock only; the region's tables are atomics.
+unsafe impl Send for ThreadLocalAllocator {}
+// SAFETY: as above.
+unsafe impl Sync for ThreadLocalAllocator {}
+
+impl core::fmt::Debug for ThreadLocalAllocator {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("ThreadLocalAllocator")
+            .field("region", self.heap.region())
+            .field("process", &self.process.0)
+            .field("thread_blocks", &self.locals.len())
+            .finish()
+    }
+}
+
+impl ThreadLocalAllocator {
+    /// Lays the allocator out in a fresh region, for up to [`DEFAULT_PROCESSES`] processes, and
+    /// joins it.
+    pub fn shm_init(region: Region) -> Result<Self> {
+        Self::shm_init_with(region, DEFAULT_PROCESSES)
+    }
+
+    /// [`shm_init`](Self::shm_init) for up to `processes` processes at a time (1 to 1024).
+    pub fn shm_init_with(region: Region, processes: usize) -> Result<Self> {
+        let sizes = TableSizes { processes: processes.min(1024) as u32, ..TableSizes::default() };
+        Self::join(RegionHeap::create(region, sizes)?, 0, DEFAULT_THREAD_BLOCKS)
+    }
+
+    /// Joins the allocator that another process (or this one) laid out in `region`.
+    ///
+    /// `max_bytes` is the most memory that this process may take from the region, in bytes, 0 for
+    /// no limit. `thread_blocks` is how many thread blocks it may use (at least 1); more threads
+    /// than that share them.
+    pub fn shm_attach(region: Region, max_bytes: usize, thread_blocks: usize) -> Result<Self> {
+        if !region.is_writable() {
+            return Err(Error::ReadOnly);
+        }
+        Self::join(RegionHeap::attach(region)?, max_bytes, thread_blocks)
+    }
+
+    fn join(heap: RegionHeap, max_bytes: usize, thread_blocks: usize) -> Result<Self> {
+        let blocks = thread_blocks.clamp(1, heap.block_count() as usize - 1);
+        let pid = os::process_id();
+        let process = heap.register(
+            pid,
+            os::process_start_time(pid).unwrap_or(0),
+            max_bytes as u64,
+            blocks as u32,
+        )?;
+        let locals = (0..blocks)
+            .map(|_| Local {
+                lock: RawLock::new(),
+                id: AtomicU32::new(0),
+                heap: UnsafeCell::new(None),
+            })
+            .collect();
+        Ok(ThreadLocalAllocator { heap, process, generation: os::fork_generation(), locals })
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Region {
+        self.heap.region()
+    }
+
+    /// Frees that were refused so far, by all processes: double, foreign, interior.
+    pub fn refused_frees(&self) -> u64 {
+        self.heap.source().refused_frees.load(Relaxed)
+    }
+
+    /// Walks every invariant of the region; see [`HeapReport`].
+    ///
+    /// Exact while nobody else changes the heap; other processes' private lists are not seen.
+    pub fn verify(&self) -> Result<HeapReport, Fault> {
+        if self.check_process().is_err() {
+            return Err(Fault { what: "the handle is the parent process's", at: 0 });
+        }
+        // Returned blocks on their way are no fault, but then they are not in the lists yet.
+        let guards: Vec<_> = self.locals.iter().map(|local| local.lock.lock()).collect();
+        // SAFETY: all locks are held until the end of this function.
+        let heaps = self.locals.iter().filter_map(|local| unsafe { (*local.heap.get()).as_ref() });
+        let report = verify::verify(&self.heap, heaps);
+        drop(guards);
+        report
+    }
+
+    /// Gives free memory back: empty slabs to the process, empty chunks to the region, and the
+    /// pages of everything free to the system.
+    pub fn trim(&self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        for local in &self.locals {
+            let _guard = local.lock.lock();
+            // SAFETY: the lock is held.
+            if let Some(thread) = unsafe { (*local.heap.get()).as_mut() } {
+                thread.tidy(&self.heap);
+            }
+        }
+        self.heap.trim(self.process);
+    }
+
+    /// Runs `work` on the heap that the context picks, under its lock.
+    fn with_heap<R>(
+        &self,
+        ctx: MemContext,
+        work: impl FnOnce(&mut ThreadHeap) -> Result<R>,
+    ) -> Result<R> {
+        self.check_process()?;
+        let number = ctx.tid.number().unwrap_or_else(thread_number) as usize;
+        let wanted = number % self.locals.len();
+        let mut work = Some(work);
+        for index in wanted..wanted + self.locals.len() {
+            let local = &self.locals[index % self.locals.len()];
+            let _guard = local.lock.lock();
+            // SAFETY: the lock is held.
+            let slot = unsafe { &mut *local.heap.get() };
+            if slot.is_none() {
+                match self.heap.take_block(self.process) {
+                    Ok(id) => {
+                        *slot = Some(ThreadHeap::new(id, self.process));
+                        local.id.store(id.0 as u32, Relaxed);
+                    }
+                    // The region has no block left: share another thread's.
+                    Err(_) => continue,
+                }
+            }
+            if let (Some(thread), Some(work)) = (slot.as_mut(), work.take()) {
+                return work(thread);
+            }
+        }
+        Err(Error::TableFull { slots: self.heap.block_count() as usize })
+    }
+
+    /// The private half of the allocator belongs to the process that made the handle. In a forked
+    /// child it is a copy, while the region is shared: using both would hand blocks out twice.
+    fn check_process(&self) -> Result<()> {
+        if os::fork_generation() == self.generation { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    fn local_of(&self, owner: BlockId) -> Option<&Local> {
+        self.locals.iter().find(|local| local.id.load(Relaxed) == owner.0 as u32)
+    }
+
+    fn charge(&self, thread: &ThreadHeap, bytes: usize) {
+        self.heap.block(thread.id()).allocated.fetch_add(bytes as u64, Relaxed);
+    }
+
+    fn discharge(&self, owner: BlockId, bytes: usize) {
+        self.heap.block(owner).allocated.fetch_sub(bytes as u64, Relaxed);
+    }
+
+    fn allocate_in(&self, ctx: MemContext, layout: Layout) -> Result<(OffsetPtr<u8>, bool)> {
+        let size = layout.size().max(1);
+        let align = layout.align();
+        let overflow = || Error::OutOfMemory { requested: usize::MAX, available: self.available() };
+        let rounded = align_up(size, align).ok_or_else(overflow)?;
+        let mut found = self.try_allocate(ctx, size, align, rounded);
+        if matches!(found, Err(Error::OutOfMemory { .. })) && size <= self.region_len() {
+            // Thread blocks may sit on what other processes returned to them.
+            self.trim();
+            found = self.try_allocate(ctx, size, align, rounded);
+        }
+        found.map_err(|error| self.truthful(error, size))
+    }
+
+    fn try_allocate(
+        &self,
+        ctx: MemContext,
+        size: usize,
+        align: usize,
+        rounded: usize,
+    ) -> Result<(OffsetPtr<u8>, bool)> {
+        let base = self.heap.base().addr();
+        self.with_heap(ctx, |thread| {
+            if rounded <= MAX_SMALL {
+                let class = ClassId::new(class_index(rounded));
+                let mut out = [core::ptr::null_mut()];
+                thread.allocate_batch(&self.heap, class, &mut out)?;
+                self.charge(thread, class.size());
+                return Ok((OffsetPtr::new((out[0].addr() - base) as u64), false));
+            }
+            // Runs that other processes freed come back here; one load where there are none.
+            thread.collect(&self.heap);
+            let max_run = MAX_RUN as usize * GRANULE;
+            let (head, zeroed) = if size <= max_run && align <= max_run {
+                self.heap.allocate_run(self.process, thread.id(), size, align)?
+            } else {
+                self.heap.allocate_large(self.process, thread.id(), size, align, size)?
+            };
+            let offset = head.0 as usize * GRANULE;
+            self.charge(thread, self.heap.block_size(self.heap.find_block(offset)?));
+            Ok((OffsetPtr::new(offset as u64), zeroed))
+        })
+    }
+
+    /// An out-of-memory error in terms of what the caller asked for.
+    fn truthful(&self, error: Error, requested: usize) -> Error {
+        match error {
+            Error::OutOfMemory { requested: usize::MAX, .. } => error,
+            Error::OutOfMemory { .. } => {
+                Error::OutOfMemory { requested, available: self.available() }
+            }
+            other => other,
+        }
+    }
+
+    /// Bytes that this process could still allocate, all together.
+    pub fn available(&self) -> usize {
+        if self.check_process().is_err() {
+            return 0;
+        }
+        self.heap.available(self.process)
+    }
+
+    fn refuse(&self, error: Error) -> Error {
+        self.heap.source().refused_frees.fetch_add(1, Relaxed);
+        error
+    }
+
+    fn free_block(&self, offset: usize, block: Block) -> Result<()> {
+        self.check_process()?;
+        let double = Error::DoubleFree { offset: offset as u64 };
+        match block {
+            Block::Small { head, class, index, owner } => {
+                if let Some(local) = self.local_of(owner) {
+                    let _guard = local.lock.lock();
+                    // SAFETY: the lock is held.
+                    let thread = unsafe { (*local.heap.get()).as_mut() };
+                    // The slab may have changed hands before the lock was taken.
+                    if self.heap.find_block(offset)? != block {
+                        return Err(Error::NotABlock { offset: offset as u64 });
+                    }
+                    self.heap.check_live(block)?;
+                    if !thread.is_some_and(|t| t.free_local(&self.heap, head, class, index)) {
+                        return Err(double);
+                    }
+                } else {
+                    self.heap.check_live(block)?;
+                    let (word, mask) = (index as usize / 64, 1 << (index % 64));
+                    if !self.heap.free_remote(head, class, owner, word, mask) {
+                        return Err(double);
+                    }
+                }
+                self.discharge(owner, class.size());
+            }
+            Block::Run { head, owner, .. } => {
+                let bytes = self.heap.block_size(block);
+                let freed = if self.local_of(owner).is_some() {
+                    // Of all who return a run, the first does; of it and the owner's collector, the
+                    // one that takes the mark away frees the run.
+                    let desc = self.heap.desc(head);
+                    desc.return_run()
+                        && (!desc.take_returned_run() || self.heap.free_run(self.process, head))
+                } else {
+                    self.heap.return_foreign_run(head, owner)
+                };
+                if !freed {
+                    return Err(double);
+                }
+                self.discharge(owner, bytes);
+            }
+            Block::Large { head } => {
+                let owner = self.heap.entry(head).owner();
+                let bytes = self.heap.block_size(block);
+                if !self.heap.free_large(self.process, head) {
+                    return Err(double);
+                }
+                self.discharge(owner, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries to make a block hold `size` bytes where it lies.
+    fn resize_in_place(&self, block: Block, size: usize) -> bool {
+        match block {
+            Block::Small { class, .. } => {
+                size <= class.size()
+                    && (size > class.size() / 2 || class_index(size) == class.index())
+            }
+            Block::Run { head, granules, owner } => {
+                size > MAX_SMALL
+                    && self.local_of(owner).is_some()
+                    && self.heap.resize_run(self.process, owner, head, granules, size)
+            }
+            Block::Large { head } => {
+                size > MAX_RUN as usize * GRANULE / 2
+                    && self.heap.resize_large(self.process, head, size)
+            }
+        }
+    }
+}
+
+// SAFETY: blocks come from slabs, runs and chunks that the engine marks used before it hands them
+// out and that nobody else is given until they are freed; alignment is a property of the class, or
+// of the granule; addresses are base + offset and never move.
+unsafe impl Allocator for ThreadLocalAllocator {
+    fn id(&self) -> AllocatorId {
+        self.heap.region().id()
+    }
+    fn base(&self) -> *mut u8 {
+        self.heap.base()
+    }
+    fn region_len(&self) -> usize {
+        self.heap.region().len()
+    }
+    fn allocate_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
+        self.allocate_in(ctx, layout).map(|(offset, _)| offset)
+    }
+    fn allocate_zeroed_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
+        let (offset, zeroed) = self.allocate_in(ctx, layout)?;
+        if !zeroed {
+            // SAFETY: the block was just handed out with at least this size.
+            unsafe { self.resolve(offset).write_bytes(0, layout.size()) };
+        }
+        Ok(offset)
+    }
+    unsafe fn reallocate_offset(
+        &self,
+        ctx: MemContext,
+        old: OffsetPtr<u8>,
+        new: Layout,
+    ) -> Result<OffsetPtr<u8>> {
+        self.check_process()?;
+        let offset = old.offset() as usize;
+        let block = self.heap.find_block(offset)?;
+        self.heap.check_live(block)?;
+        let before = self.heap.block_size(block);
+        let address = self.heap.base().addr() + offset;
+        if address.is_multiple_of(new.align()) && self.resize_in_place(block, new.size().max(1)) {
+            let after = self.heap.block_size(self.heap.find_block(offset)?);
+            let owner = self.heap.owner_of(offset);
+            self.heap
+                .block(owner)
+                .allocated
+                .fetch_add((after as u64).wrapping_sub(before as u64), Relaxed);
+            return Ok(old);
+        }
+        // SAFETY: the caller's contract is the same, and the size is the allocator's own.
+        unsafe { move_block(self, ctx, old, before, new) }
+    }
+    unsafe fn free_offset_no_null_check(
+        &self,
+        _ctx: MemContext,
+        block: OffsetPtr<u8>,
+    ) -> Result<()> {
+        let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
+        let found = self.heap.find_block(offset);
+        found.and_then(|found| self.free_block(offset, found)).map_err(|error| self.refuse(error))
+    }
+    fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize> {
+        let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
+        let found = self.heap.find_block(offset)?;
+        self.heap.check_live(found)?;
+        Ok(self.heap.block_size(found))
+    }
+    fn currently_allocated_size(&self) -> usize {
+        let high = self.heap.source().blocks_high.load(Relaxed).min(self.heap.block_count());
+        (1..high)
+            .map(|id| self.heap.block(BlockId(id as u16)).allocated.load(Relaxed))
+            .fold(0u64, u64::wrapping_add) as usize
+    }
+}
+
+impl Drop for ThreadLocalAllocator {
+    /// Leaves the region: what is free goes back to it. Blocks that are still allocated stay where
+    /// they are, usable by the other processes.
+    fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        self.trim();
+        let ids = self.locals.iter().map(|local| BlockId(local.id.load(Relaxed) as u16));
+        self.heap.unregister(self.process, ids.filter(|id| id.0 != 0));
+    }
+}

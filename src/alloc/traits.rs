@@ -1,0 +1,237 @@
+//! The allocator trait.
+#![allow(unsafe_code)] // an unsafe trait, and calls of its unsafe methods
+
+use core::alloc::Layout;
+use core::ptr;
+
+use crate::base::{AllocatorId, Error, MemContext, Result};
+use crate::ptr::{AtomicOffsetPtr, AtomicShmPtr, FullPtr, OffsetPtr, ShmPtr};
+use crate::sync::atomic::Ordering;
+
+/// An allocator over a region: HSHM's allocator interface.
+///
+/// The required calls work on offsets; the provided ones wrap them in [`FullPtr`]s. Alignment is
+/// part of every request (there is no separate aligned call among the required ones). Every call
+/// takes the [`MemContext`]; allocators that have no use for it ignore it.
+/// [`CtxAllocator`](crate::CtxAllocator) binds one.
+///
+/// Nothing here panics. Sizes of zero are served like one byte. A size that overflows, alone or
+/// after rounding, is [`Error::OutOfMemory`] with `requested: usize::MAX`.
+///
+/// # Safety
+/// A block that was handed out lies inside `[base, base + region_len)`, has at least the size and
+/// the alignment asked for, overlaps no other live block and none of the allocator's own data, and
+/// stays where it is until it is freed or reallocated.
+pub unsafe trait Allocator: Send + Sync {
+    /// The id that the shared pointers of this allocator carry.
+    fn id(&self) -> AllocatorId;
+
+    /// Where this process sees offset 0. Null for allocators without a region, whose offsets are
+    /// addresses.
+    fn base(&self) -> *mut u8;
+
+    /// Bytes from the base that offsets may point into.
+    fn region_len(&self) -> usize;
+
+    /// Allocates a block for `layout`; its contents are undefined.
+    fn allocate_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>>;
+
+    /// Allocates a block for `layout`, all zero. Allocators that know fresh memory to be zero do
+    /// not write it again.
+    fn allocate_zeroed_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
+        let offset = self.allocate_offset(ctx, layout)?;
+        // SAFETY: the block was just handed out with at least this size and belongs to nobody else.
+        unsafe { self.resolve(offset).write_bytes(0, layout.size()) };
+        Ok(offset)
+    }
+
+    /// Makes the block `new.size()` bytes long, in place where that can be; otherwise moves it,
+    /// keeping the first `min(old, new)` bytes. On an error the old block is unchanged.
+    ///
+    /// # Safety
+    /// `old` came from this allocator, in this or another process, is live, and nobody uses it
+    /// during the call; afterwards only the returned block may be used.
+    unsafe fn reallocate_offset(
+        &self,
+        ctx: MemContext,
+        old: OffsetPtr<u8>,
+        new: Layout,
+    ) -> Result<OffsetPtr<u8>> {
+        let old_size = self.usable_size(old)?;
+        if new.size() <= old_size
+            && new.size() >= old_size / 2
+            && self.resolve(old).addr() & (new.align() - 1) == 0
+        {
+            return Ok(old);
+        }
+        // SAFETY: the caller's contract is the same, and the size is the allocator's own.
+        unsafe { move_block(self, ctx, old, old_size, new) }
+    }
+
+    /// Frees a block. A null pointer is [`Error::NotABlock`]; what else is checked (random,
+    /// interior, foreign offsets, double frees) is refused with an error and changes nothing.
+    ///
+    /// # Safety
+    /// If `block` is live, nobody uses it any more.
+    unsafe fn free_offset(&self, ctx: MemContext, block: OffsetPtr<u8>) -> Result<()> {
+        if block.is_null() {
+            return Err(Error::NotABlock { offset: block.offset() });
+        }
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.free_offset_no_null_check(ctx, block) }
+    }
+
+    /// [`free_offset`](Allocator::free_offset) without the null check.
+    ///
+    /// # Safety
+    /// As for `free_offset`, and `block` is not null.
+    unsafe fn free_offset_no_null_check(&self, ctx: MemContext, block: OffsetPtr<u8>)
+    -> Result<()>;
+
+    /// Bytes that the block at `block` can hold: at least what was asked for.
+    fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize>;
+
+    /// Bytes in blocks that are handed out, as the allocator rounds them. Equal before and after
+    /// balanced use.
+    fn currently_allocated_size(&self) -> usize;
+
+    /// The address of `offset` in this process. Not checked: an offset past the end gives an
+    /// address that must not be used.
+    #[inline]
+    fn resolve(&self, offset: OffsetPtr<u8>) -> *mut u8 {
+        self.base().wrapping_add(offset.offset() as usize)
+    }
+
+    /// Allocates `size` bytes, aligned for `T`.
+    fn allocate<T>(&self, ctx: MemContext, size: usize) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        self.aligned_allocate(ctx, size, align_of::<T>())
+    }
+
+    /// Allocates `size` bytes at a multiple of `align`, a power of two (raised to `T`'s own
+    /// alignment where that is more).
+    fn aligned_allocate<T>(&self, ctx: MemContext, size: usize, align: usize) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        let layout = layout_for(size, align.max(align_of::<T>()))?;
+        FullPtr::from_offset(self, self.allocate_offset(ctx, layout)?.cast())
+    }
+
+    /// Makes a block `size` bytes long, in place where that can be. On an error the old block is
+    /// unchanged.
+    ///
+    /// # Safety
+    /// As for [`reallocate_offset`](Allocator::reallocate_offset).
+    unsafe fn reallocate<T>(
+        &self,
+        ctx: MemContext,
+        old: FullPtr<T>,
+        size: usize,
+    ) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        let layout = layout_for(size, align_of::<T>())?;
+        let old = own_offset(self, old.shm())?;
+        // SAFETY: the caller vouches for the block.
+        let moved = unsafe { self.reallocate_offset(ctx, old.cast(), layout)? };
+        FullPtr::from_offset(self, moved.cast())
+    }
+
+    /// Frees a block; see [`free_offset`](Allocator::free_offset). A pointer of another allocator
+    /// is [`Error::ForeignPointer`].
+    ///
+    /// # Safety
+    /// As for `free_offset`.
+    unsafe fn free<T>(&self, ctx: MemContext, block: FullPtr<T>) -> Result<()>
+    where
+        Self: Sized,
+    {
+        if block.is_null() {
+            return Err(Error::NotABlock { offset: u64::MAX });
+        }
+        let offset = own_offset(self, block.shm())?;
+        // SAFETY: the caller vouches for the block.
+        unsafe { self.free_offset(ctx, offset.cast()) }
+    }
+}
+
+/// Reallocates by moving: a new block for `new`, the first `min(old_size, new.size())` bytes
+/// copied, the old block freed. What allocators fall back to that could not do it in place.
+///
+/// # Safety
+/// As for [`Allocator::reallocate_offset`], and `old` has at least `old_size` bytes.
+pub(crate) unsafe fn move_block<A: Allocator + ?Sized>(
+    alloc: &A,
+    ctx: MemContext,
+    old: OffsetPtr<u8>,
+    old_size: usize,
+    new: Layout,
+) -> Result<OffsetPtr<u8>> {
+    let moved = alloc.allocate_offset(ctx, new)?;
+    let (from, to) = (alloc.resolve(old), alloc.resolve(moved));
+    // SAFETY: both blocks are live and distinct, and the length is within both.
+    unsafe { ptr::copy_nonoverlapping(from, to, old_size.min(new.size())) };
+    // SAFETY: the caller vouches for `old`, and its contents have moved.
+    unsafe { alloc.free_offset_no_null_check(ctx, old)? };
+    Ok(moved)
+}
+
+/// The layout of `size` bytes at `align`, with overflow and bad alignments as errors.
+pub(crate) fn layout_for(size: usize, align: usize) -> Result<Layout> {
+    if !align.is_power_of_two() {
+        return Err(Error::BadAlignment { align });
+    }
+    Layout::from_size_align(size, align)
+        .map_err(|_| Error::OutOfMemory { requested: usize::MAX, available: 0 })
+}
+
+fn own_offset<A: Allocator, T>(alloc: &A, shm: ShmPtr<T>) -> Result<OffsetPtr<T>> {
+    if shm.id() != alloc.id() {
+        return Err(Error::ForeignPointer { found: shm.id(), expected: alloc.id() });
+    }
+    Ok(shm.offset())
+}
+
+impl<T> FullPtr<T> {
+    /// The place `offset` of an allocator's region. An offset outside it is an error; null gives
+    /// null.
+    pub fn from_offset<A: Allocator>(alloc: &A, offset: OffsetPtr<T>) -> Result<FullPtr<T>> {
+        if offset.is_null() {
+            return Ok(FullPtr::NULL);
+        }
+        let length = alloc.region_len() as u64;
+        match offset.offset().checked_add(size_of::<T>() as u64) {
+            Some(end) if end <= length && offset.offset() < length => {
+                let ptr = alloc.resolve(offset.cast()).cast();
+                Ok(FullPtr::from_parts(ptr, ShmPtr::new(alloc.id(), offset)))
+            }
+            _ => Err(Error::OffsetOutOfRange { offset: offset.offset(), length }),
+        }
+    }
+
+    /// [`from_offset`](FullPtr::from_offset) of what the atomic pointer holds now.
+    pub fn from_atomic_offset<A: Allocator>(
+        alloc: &A,
+        offset: &AtomicOffsetPtr<T>,
+    ) -> Result<FullPtr<T>> {
+        Self::from_offset(alloc, offset.load(Ordering::Acquire))
+    }
+
+    /// The place that `shm` names, which must belong to `alloc`: another allocator's pointer is
+    /// [`Error::ForeignPointer`]. Null gives null.
+    pub fn from_allocator<A: Allocator>(alloc: &A, shm: ShmPtr<T>) -> Result<FullPtr<T>> {
+        if shm.is_null() {
+            return Ok(FullPtr::NULL);
+        }
+        Self::from_offset(alloc, own_offset(alloc, shm)?)
+    }
+
+    /// [`from_allocator`](FullPtr::from_allocator) of what the atomic pointer holds now.
+    pub fn from_atomic<A: Allocator>(alloc: &A, shm: &AtomicShmPtr<T>) -> Result<FullPtr<T>> {
+        Self::from_allocator(alloc, shm.load())
+    }
+}

@@ -1,0 +1,484 @@
+//! The thread cache: for every size class a small stack of blocks, private to one thread.
+//!
+//! ```text
+//! bin.top ──► last block        slots of a class:  null │ block │ block │ block │ ...   │
+//! bin.limit ► last usable slot                      ▲ empty: top is here        ▲ full: top == limit
+//! ```
+//!
+//! Allocation reads the slot at `top`: null means empty, otherwise the block is taken and `top`
+//! goes down. A free that finds `top` below `limit` pushes. Neither touches the block, neither
+//! asks who owns it; ownership is looked up when a bin overflows and half of it goes back
+//! (`slow`). Bins start with room for few blocks and get more each time they run over.
+//!
+//! The bins are thread-local memory themselves, so that the compiler reaches them by the thread's
+//! base register and nothing has to be looked up; the rest, and the slots, are the [`Body`]. A
+//! thread starts without one: bins whose `top` and `limit` both point at a null slot are empty and
+//! full at once, so its first allocation and its first free end up in the slow path like any other
+//! miss. The same bins are put back when the thread ends.
+#![allow(unsafe_code)] // raw stacks of blocks
+
+use core::alloc::Layout;
+use core::ops::{Deref, DerefMut};
+use core::ptr;
+
+use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
+use crate::heap::thread::{BATCH, ThreadHeap};
+use crate::sync::atomic::AtomicU32;
+
+/// Most regions that one process's heap can have.
+pub(crate) const MAX_REGIONS: usize = 64;
+/// Runs of one length that a cache keeps.
+pub(crate) const RUNS_KEPT: usize = 8;
+/// The longest run that a cache keeps, in granules.
+pub(crate) const RUN_LENGTHS: usize = 16;
+
+/// Bins of a cache: class `c` has number `c + 1`. Number 0 and those past the classes are always
+/// empty and full, so that any class field of a granule map entry picks a bin that exists.
+pub(crate) const BINS: usize = 128;
+
+/// Bytes of blocks that a bin has room for at first.
+const FIRST_BYTES: usize = 16 << 10;
+/// Bytes of blocks that all bins of a thread may have room for, but for a few blocks a class.
+const ROOM_BYTES: usize = 1 << 20;
+
+/// One class's stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bin {
+    pub(crate) top: *mut *mut u8,
+    pub(crate) limit: *mut *mut u8,
+}
+
+/// Where a thread is in its life, as its cache knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Phase {
+    /// It has not allocated yet.
+    New = 0,
+    /// It has a body.
+    Live = 1,
+    /// Its body was taken from it, because it is ending.
+    Ended = 2,
+}
+
+/// What a free without a size needs to know of the first region, as plain words in the thread's
+/// own cache. Zero granules find nothing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FirstRegion {
+    pub(crate) base: usize,
+    pub(crate) granules: usize,
+    pub(crate) map: *const AtomicU32,
+}
+
+impl FirstRegion {
+    pub(crate) const NONE: FirstRegion = FirstRegion { base: 0, granules: 0, map: ptr::null() };
+}
+
+/// Runs of one length, ready for reuse.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunBin {
+    pub(crate) len: usize,
+    pub(crate) runs: [*mut u8; RUNS_KEPT],
+}
+
+/// A thread's cache: what lies in thread-local memory.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct ThreadCache {
+    pub(crate) bins: [Bin; BINS],
+    pub(crate) first: FirstRegion,
+    /// Null unless the phase is [`Phase::Live`].
+    body: *mut Body,
+    pub(crate) phase: Phase,
+}
+
+/// The part of a cache that fast paths do not name. Outlives its thread: the next one gets it.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Body {
+    /// The region to allocate from first.
+    pub(crate) region: usize,
+    /// This thread's heap in each region; null where it has none yet.
+    pub(crate) heaps: [*mut ThreadHeap; MAX_REGIONS],
+    pub(crate) runs: [RunBin; RUN_LENGTHS],
+    /// Granules in `runs`.
+    pub(crate) run_granules: usize,
+    /// Blocks to fetch at the next refill of each class.
+    pub(crate) batch: [u8; CLASSES],
+    /// Blocks of others that were freed while a class had no room.
+    pub(crate) strangers: [u8; CLASSES],
+    /// Bytes that all bins have room for.
+    room_bytes: usize,
+    /// The next body in the pool of bodies without a thread.
+    pub(crate) next: *mut Body,
+    slots: [*mut u8; SLOTS],
+}
+
+/// Most blocks that any class's stack can hold.
+const MOST: usize = 8 * BATCH;
+
+/// Most blocks that a class's stack can hold.
+const fn capacity(class: usize) -> usize {
+    let size = class_size(class);
+    let fit = (64 << 10) / size;
+    if fit > MOST {
+        MOST
+    } else if fit < 8 {
+        8
+    } else {
+        fit
+    }
+}
+
+/// Index of the null slot of each class.
+static STARTS: [u16; CLASSES] = {
+    let mut starts = [0; CLASSES];
+    let mut class = 0;
+    let mut at = 0;
+    while class < CLASSES {
+        starts[class] = at as u16;
+        at += capacity(class) + 1;
+        class += 1;
+    }
+    starts
+};
+
+const SLOTS: usize = {
+    let mut class = 0;
+    let mut slots = 0;
+    while class < CLASSES {
+        slots += capacity(class) + 1;
+        class += 1;
+    }
+    slots
+};
+
+pub(crate) struct NullSlot([*mut u8; 1]);
+// SAFETY: never written.
+unsafe impl Sync for NullSlot {}
+pub(crate) static NULL_SLOT: NullSlot = NullSlot([ptr::null_mut()]);
+
+/// Where the bins of a thread without a body point.
+pub(crate) const NO_SLOT: *mut *mut u8 = NULL_SLOT.0.as_ptr().cast_mut();
+
+/// Byte offset of a class's bin in the cache.
+pub(crate) const fn bin_of(class: usize) -> u16 {
+    ((class + 1) * size_of::<Bin>()) as u16
+}
+
+/// The largest size that [`FINE`] knows.
+pub(crate) const MAX_FINE: usize = 1024;
+
+/// Byte offset of a bin in the cache, for sizes up to 1 KiB in steps of 8 and up to [`MAX_SMALL`]
+/// in steps of 128. Constants, not statics: a copy in the caller's crate lets the compiler fold
+/// the look-up when the size is known.
+const FINE: [u16; 129] = {
+    let mut table = [bin_of(0); 129];
+    let mut index = 1;
+    while index < 129 {
+        table[index] = bin_of(class_index(index * 8));
+        index += 1;
+    }
+    table
+};
+const COARSE: [u16; 257] = {
+    let mut table = [0; 257];
+    let mut index = 8;
+    while index < 257 {
+        table[index] = bin_of(class_index(index * 128));
+        index += 1;
+    }
+    table
+};
+
+/// [`FINE`] for C, where blocks of more than 8 bytes are aligned to 16; indexed by the size itself,
+/// which saves `malloc` two instructions of fourteen.
+#[cfg(feature = "c-api")]
+static FINE_C: [u16; MAX_FINE + 1] = {
+    let mut table = [bin_of(0); MAX_FINE + 1];
+    let mut size = 9;
+    while size <= MAX_FINE {
+        table[size] = bin_of(class_index((size + 15) & !15));
+        size += 1;
+    }
+    table
+};
+
+/// The byte offset of the bin for `malloc` of up to [`MAX_FINE`] bytes.
+#[cfg(feature = "c-api")]
+#[inline(always)]
+pub(crate) fn bin_offset_c(size: usize) -> usize {
+    debug_assert!(size <= MAX_FINE);
+    // SAFETY: the caller keeps the size at or below MAX_FINE.
+    unsafe { *FINE_C.get_unchecked(size) as usize }
+}
+
+/// The byte offset of the bin for a size of [`MAX_FINE`] to [`MAX_SMALL`] bytes.
+#[inline(always)]
+pub(crate) fn coarse_offset(size: usize) -> usize {
+    debug_assert!((MAX_FINE..=MAX_SMALL).contains(&size));
+    let table: &'static [u16; 257] = &COARSE;
+    // SAFETY: the caller keeps the size at or below MAX_SMALL, and (32768 + 127) / 128 is 256.
+    unsafe { *table.get_unchecked((size + 127) >> 7) as usize }
+}
+
+/// The size that decides the class: a multiple of the alignment. Cannot overflow for a valid
+/// `Layout`, whose rounded size fits `isize`.
+#[inline(always)]
+pub(crate) const fn rounded(layout: Layout) -> usize {
+    if layout.align() <= 8 {
+        layout.size()
+    } else {
+        layout.size().wrapping_add(layout.align() - 1) & !(layout.align() - 1)
+    }
+}
+
+/// The byte offset of the bin for a rounded size of up to [`MAX_SMALL`] bytes.
+#[inline(always)]
+pub(crate) fn bin_offset(size: usize) -> usize {
+    debug_assert!(size <= MAX_SMALL);
+    if size <= MAX_FINE {
+        let table: &'static [u16; 129] = &FINE;
+        // SAFETY: (1024 + 7) / 8 is 128.
+        unsafe { *table.get_unchecked((size + 7) >> 3) as usize }
+    } else {
+        coarse_offset(size)
+    }
+}
+
+/// The class of a rounded size of up to [`MAX_SMALL`] bytes.
+#[inline]
+pub(crate) fn class_for(size: usize) -> ClassId {
+    class_at(bin_offset(size))
+}
+
+/// Takes a block out of the bin at `offset`; null if it has none.
+///
+/// # Safety
+/// `cache` is the calling thread's cache pointer, `offset` that of a bin.
+#[inline(always)]
+pub(crate) unsafe fn pop(cache: *mut ThreadCache, offset: usize) -> *mut u8 {
+    // SAFETY: the pointer is to this thread's cache; `top` of a class's bin always points at a
+    // slot of the class, or at the null slot of a thread without a body.
+    unsafe {
+        let bin = cache.byte_add(offset).cast::<Bin>();
+        let top = (*bin).top;
+        let block = *top;
+        if !block.is_null() {
+            (*bin).top = top.sub(1);
+        }
+        block
+    }
+}
+
+/// Keeps a block in the bin at `offset`; false if there is no room.
+///
+/// # Safety
+/// As for [`pop`]; the block is of the bin's class and free to be handed out again.
+#[inline(always)]
+pub(crate) unsafe fn push(cache: *mut ThreadCache, offset: usize, block: *mut u8) -> bool {
+    // SAFETY: as in `pop`; below `limit` there is a next slot.
+    unsafe {
+        let bin = cache.byte_add(offset).cast::<Bin>();
+        let top = (*bin).top;
+        if top == (*bin).limit {
+            return false;
+        }
+        *top.add(1) = block;
+        (*bin).top = top.add(1);
+        true
+    }
+}
+
+/// The class whose bin is at `offset`.
+#[inline(always)]
+pub(crate) const fn class_at(offset: usize) -> ClassId {
+    ClassId::new(offset / size_of::<Bin>() - 1)
+}
+
+impl Body {
+    /// Makes a body out of zeroed memory.
+    ///
+    /// # Safety
+    /// `place` is zeroed, aligned, private and large enough.
+    pub(crate) unsafe fn init(place: *mut Body) {
+        for class in 0..CLASSES {
+            let batch = (capacity(class) / 4).clamp(1, 8) as u8;
+            // SAFETY: the caller's; all-zero is a valid value of every field.
+            unsafe { (*place).batch[class] = batch };
+        }
+    }
+}
+
+impl ThreadCache {
+    /// The cache of a thread that has not allocated yet.
+    pub(crate) const NEW: ThreadCache = ThreadCache {
+        bins: [Bin { top: NO_SLOT, limit: NO_SLOT }; BINS],
+        first: FirstRegion::NONE,
+        body: ptr::null_mut(),
+        phase: Phase::New,
+    };
+
+    /// Starts to use a body, all of whose slots are free.
+    ///
+    /// # Safety
+    /// The body is initialised and nobody else's.
+    pub(crate) unsafe fn attach(&mut self, body: *mut Body, first: FirstRegion) {
+        self.body = body;
+        self.first = first;
+        self.phase = Phase::Live;
+        self.room_bytes = 0;
+        self.strangers = [0; CLASSES];
+        for (class, &start) in STARTS.iter().enumerate() {
+            // SAFETY: the start of a class's slots lies among the body's.
+            let start = unsafe { (&raw mut (*body).slots).cast::<*mut u8>().add(start as usize) };
+            // No room yet: the first free of a class asks whose the block is (`slow::overflow`).
+            self.bins[class + 1] = Bin { top: start, limit: start };
+        }
+    }
+
+    /// Lets go of the body, whose slots are all free by now, for good.
+    pub(crate) fn detach(&mut self) -> *mut Body {
+        *self = ThreadCache { phase: Phase::Ended, body: self.body, ..Self::NEW };
+        core::mem::replace(&mut self.body, ptr::null_mut())
+    }
+
+    /// The null slot of a class.
+    #[inline]
+    pub(crate) fn start(&mut self, class: ClassId) -> *mut *mut u8 {
+        (&raw mut self.deref_mut().slots)
+            .cast::<*mut u8>()
+            .wrapping_add(STARTS[class.index()] as usize)
+    }
+    /// Blocks in a bin.
+    #[inline]
+    pub(crate) fn len(&mut self, class: ClassId) -> usize {
+        let start = self.start(class);
+        (self.bins[class.index() + 1].top.addr() - start.addr()) / size_of::<*mut u8>()
+    }
+    /// Most blocks that a class's bin may ever hold.
+    #[inline]
+    pub(crate) fn capacity(class: ClassId) -> usize {
+        capacity(class.index())
+    }
+    /// Blocks that a bin may hold now.
+    #[inline]
+    pub(crate) fn room(&mut self, class: ClassId) -> usize {
+        let start = self.start(class);
+        (self.bins[class.index() + 1].limit.addr() - start.addr()) / size_of::<*mut u8>()
+    }
+    /// Lets a bin hold up to `room` blocks.
+    pub(crate) fn set_room(&mut self, class: ClassId, room: usize) {
+        let start = self.start(class);
+        let room = room.min(capacity(class.index()));
+        let (had, size) = (self.room(class), class.size());
+        self.room_bytes = self.room_bytes.wrapping_add(room * size).wrapping_sub(had * size);
+        self.bins[class.index() + 1].limit = start.wrapping_add(room);
+    }
+    /// Makes room for a free that found none: the first time a little, later twice as much, as
+    /// long as all bins together stay within [`ROOM_BYTES`]. False where a bin has what it may.
+    pub(crate) fn widen(&mut self, class: ClassId) -> bool {
+        let room = self.room(class);
+        let most = capacity(class.index());
+        let wider = if room == 0 { (FIRST_BYTES / class.size()).clamp(2, 8) } else { 2 * room };
+        let wider = wider.min(most);
+        if wider == room
+            || (room > 0 && self.room_bytes + (wider - room) * class.size() > ROOM_BYTES)
+        {
+            return false;
+        }
+        self.set_room(class, wider);
+        true
+    }
+    /// The first `count` slots of a class.
+    pub(crate) fn slots(&mut self, class: ClassId, count: usize) -> *mut [*mut u8] {
+        debug_assert!(count <= capacity(class.index()));
+        ptr::slice_from_raw_parts_mut(self.start(class).wrapping_add(1), count)
+    }
+    /// Says that a bin holds its first `count` slots.
+    pub(crate) fn set_len(&mut self, class: ClassId, count: usize) {
+        debug_assert!(count <= capacity(class.index()));
+        self.bins[class.index() + 1].top = self.start(class).wrapping_add(count);
+    }
+    /// Takes the `count` oldest blocks out of a bin, which has that many, after somebody else has
+    /// had them.
+    pub(crate) fn drop_oldest(&mut self, class: ClassId, count: usize) {
+        let len = self.len(class);
+        let first = self.start(class).wrapping_add(1);
+        // SAFETY: the bin holds `len` blocks from `first`; the rest moves down over the oldest.
+        unsafe { ptr::copy(first.add(count), first, len - count) };
+        self.set_len(class, len - count);
+    }
+}
+
+impl Deref for ThreadCache {
+    type Target = Body;
+
+    /// The body; the cache is live.
+    fn deref(&self) -> &Body {
+        debug_assert!(self.phase == Phase::Live);
+        // SAFETY: a live cache has a body that is its alone.
+        unsafe { &*self.body }
+    }
+}
+
+impl DerefMut for ThreadCache {
+    fn deref_mut(&mut self) -> &mut Body {
+        debug_assert!(self.phase == Phase::Live);
+        // SAFETY: as above.
+        unsafe { &mut *self.body }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_agree_with_the_classes() {
+        for size in 1..=MAX_SMALL {
+            assert_eq!(class_for(size).index(), class_index(size));
+        }
+    }
+
+    #[test]
+    fn stacks_keep_order_and_limits() {
+        let mut place = Box::<Body>::new_zeroed();
+        let mut cache = ThreadCache::NEW;
+        // SAFETY: zeroed, initialised in place, and used by this cache alone.
+        unsafe {
+            Body::init(place.as_mut_ptr());
+            cache.attach(place.as_mut_ptr(), FirstRegion::NONE);
+        }
+        let cache = &mut cache;
+        let class = class_for(48);
+        cache.set_room(class, 5);
+        for (slot, number) in (1..=5usize).rev().enumerate() {
+            // SAFETY: the class has room for five.
+            unsafe { (*cache.slots(class, 5))[slot] = core::ptr::without_provenance_mut(number) };
+        }
+        cache.set_len(class, 5);
+        assert_eq!(cache.len(class), 5);
+        // SAFETY: a cache of our own; the numbers are never followed.
+        unsafe {
+            assert_eq!(pop(cache, bin_offset(48)).addr(), 1);
+            assert_eq!(pop(cache, bin_offset(41)).addr(), 2);
+            assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(9)));
+        }
+        // SAFETY: the bin holds at least two.
+        assert_eq!(unsafe { &*cache.slots(class, 2) }.iter().map(|b| b.addr()).sum::<usize>(), 9);
+        cache.drop_oldest(class, 2);
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(pop(cache, bin_offset(48)).addr(), 9);
+            assert_eq!(pop(cache, bin_offset(48)).addr(), 3);
+            assert!(pop(cache, bin_offset(48)).is_null());
+            assert!(cache.widen(class));
+            for block in 1..=cache.room(class) {
+                assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(block)));
+            }
+            assert!(!push(cache, bin_offset(48), core::ptr::without_provenance_mut(1)));
+        }
+    }
+}

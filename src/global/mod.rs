@@ -1,0 +1,204 @@
+//! `HshmAlloc`: the global allocator.
+//!
+//! ```text
+//! alloc, dealloc   the calling thread's cache (`cache`): a few instructions, inlined
+//!   └ slow         refill from the thread's heap, flush to slabs and their owners, large blocks
+//!     └ heap       the process's regions and the pool of caches
+//! fork             a child gets its own copy      share    other processes attach
+//! ```
+//!
+//! Nothing here may use the Rust heap (it *is* the Rust heap), take a std lock, print by format,
+//! panic or unwind. [`HeapToken`] and [`AttachedHeap`] are outside: they are used by programs, not
+//! by allocations.
+#![allow(unsafe_code)] // implements GlobalAlloc
+
+#[cfg(feature = "c-api")]
+pub mod c_api;
+mod cache;
+mod config;
+mod fork;
+mod grow;
+mod heap;
+mod share;
+mod slow;
+mod stats;
+mod tls;
+
+use core::alloc::{GlobalAlloc, Layout};
+
+use self::cache::rounded;
+use self::config::Config;
+use self::heap::HEAP;
+use crate::base::Result;
+use crate::base::classes::MAX_SMALL;
+use crate::heap::{Fault, HeapReport};
+use crate::region::Region;
+
+pub use config::{HeapBackend, HshmAllocBuilder};
+pub use share::{AttachedHeap, HeapToken};
+pub use stats::HeapStats;
+
+/// The global allocator whose heap is shared memory.
+///
+/// ```
+/// use hshm::{FullPtr, HshmAlloc};
+///
+/// #[global_allocator]
+/// static A: HshmAlloc = HshmAlloc::new();
+///
+/// fn main() {
+///     let answer = Box::new(42u64);
+///     let full = FullPtr::from_ptr(&raw const *answer as *mut u64).unwrap();
+///     println!("{:?} can be sent to another process", full.shm());
+/// }
+/// ```
+///
+/// A process has one such heap: several `HshmAlloc`s in a program are handles of the same one, and
+/// the settings of the one that allocates first hold.
+#[derive(Debug)]
+pub struct HshmAlloc {
+    config: Config,
+}
+
+impl HshmAlloc {
+    /// The allocator with default settings.
+    pub const fn new() -> Self {
+        HshmAlloc { config: Config::DEFAULT }
+    }
+    /// Other settings.
+    pub const fn builder() -> HshmAllocBuilder {
+        HshmAllocBuilder { config: Config::DEFAULT }
+    }
+    /// What another process needs to attach this heap. Where it lives in private memory, the error
+    /// says why: [`Error::NotShared`](crate::Error::NotShared) by choice, otherwise what making
+    /// shared memory failed with.
+    pub fn share(&self) -> Result<HeapToken> {
+        HeapToken::of_this_process()
+    }
+    /// The heap's regions, oldest first.
+    pub fn regions(&self) -> impl Iterator<Item = Region> {
+        HEAP.parts().map(|part| part.heap.region().clone())
+    }
+    /// How much the heap uses.
+    pub fn stats(&self) -> HeapStats {
+        HeapStats::of_this_process()
+    }
+    /// Gives what is free back to the system: this thread's cache, empty slabs, free pages.
+    pub fn trim(&self) {
+        slow::trim();
+    }
+    /// Walks every invariant of the heap's regions, oldest first; see [`HeapReport`]. Blocks in
+    /// threads' caches count as in use.
+    ///
+    /// Exact while no other thread allocates or frees; otherwise it may report what is merely
+    /// under way.
+    pub fn verify(&self) -> Result<Vec<HeapReport>, Fault> {
+        // The vector first: its own allocation changes the heap.
+        let mut reports = Vec::with_capacity(HEAP.count() + 1);
+        for part in HEAP.parts() {
+            reports.push(crate::heap::verify::verify(&part.heap, core::iter::empty())?);
+        }
+        Ok(reports)
+    }
+}
+
+impl Default for HshmAlloc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Allocates a block of the class whose bin is at byte `offset` of the cache.
+#[inline(always)]
+fn allocate_small(config: &Config, offset: usize) -> *mut u8 {
+    // SAFETY: the pointer is the calling thread's; the offset came from `bin_offset`.
+    let block = unsafe { cache::pop(tls::get(), offset) };
+    if block.is_null() { slow::refill(config, offset) } else { block }
+}
+
+/// Allocates `size` bytes of zeros from the class whose bin is at byte `offset` of the cache.
+#[inline]
+fn allocate_small_zeroed(config: &Config, offset: usize, size: usize) -> *mut u8 {
+    // SAFETY: the pointer is the calling thread's; the offset came from `bin_offset`.
+    let block = unsafe { cache::pop(tls::get(), offset) };
+    if block.is_null() {
+        return slow::refill_zeroed(config, offset, size);
+    }
+    // SAFETY: the block has at least this size.
+    unsafe { block.write_bytes(0, size) };
+    block
+}
+
+/// Allocates more than [`MAX_SMALL`] bytes of zeros.
+fn allocate_large_zeroed(config: &Config, size: usize, align: usize) -> *mut u8 {
+    let (block, zeroed) = slow::allocate_large(config, size, align, 0);
+    if !zeroed && !block.is_null() {
+        // SAFETY: the block has at least this size.
+        unsafe { block.write_bytes(0, size) };
+    }
+    block
+}
+
+/// Frees a block of `layout`.
+///
+/// # Safety
+/// As for `GlobalAlloc::dealloc`.
+#[inline(always)]
+unsafe fn free(block: *mut u8, layout: Layout) {
+    let size = rounded(layout);
+    if size <= MAX_SMALL {
+        let offset = cache::bin_offset(size);
+        // SAFETY: the pointer is the calling thread's; the block is the caller's to give up.
+        if !unsafe { cache::push(tls::get(), offset, block) } {
+            // SAFETY: as above.
+            unsafe { slow::overflow(block, offset) };
+        }
+    } else {
+        // SAFETY: as above.
+        unsafe { slow::free_large(block) };
+    }
+}
+
+// SAFETY: blocks come from the engine, which marks them used before they get here and gives them
+// to nobody else until they are freed; a cache holds a block only between a free and the next
+// allocation. Sizes and alignments are those of the class, which the rounded size picks, or of
+// whole granules. Nothing unwinds.
+unsafe impl GlobalAlloc for HshmAlloc {
+    #[inline(always)]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let size = rounded(layout);
+        if size <= MAX_SMALL {
+            allocate_small(&self.config, cache::bin_offset(size))
+        } else {
+            slow::allocate_large(&self.config, layout.size(), layout.align(), 0).0
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { free(block, layout) }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let size = rounded(layout);
+        if size <= MAX_SMALL {
+            allocate_small_zeroed(&self.config, cache::bin_offset(size), size)
+        } else {
+            allocate_large_zeroed(&self.config, layout.size(), layout.align())
+        }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let old = rounded(layout);
+        // SAFETY: the caller keeps the rounded size within `isize`.
+        let new = rounded(unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) });
+        if old <= MAX_SMALL && new <= MAX_SMALL && cache::class_for(old) == cache::class_for(new) {
+            return block;
+        }
+        // SAFETY: the caller's contract.
+        unsafe { slow::reallocate(&self.config, block, layout, new_size) }
+    }
+}

@@ -1,0 +1,564 @@
+//! What happens when a cache has nothing, or too much: refill, flush, runs, large blocks.
+#![allow(unsafe_code)] // works on the calling thread's cache and on raw blocks
+
+use core::alloc::Layout;
+use core::ptr;
+
+use super::cache::{
+    Body, MAX_REGIONS, Phase, RUN_LENGTHS, RUNS_KEPT, ThreadCache, bin_offset, class_at, rounded,
+};
+use super::config::Config;
+use super::heap::{HEAP, Part};
+use super::tls;
+use crate::base::Result;
+use crate::base::classes::{CLASSES, ClassId, MAX_SMALL};
+use crate::base::units::GRANULE;
+use crate::heap::granule::{BlockId, GranuleIdx};
+use crate::heap::process::MAX_RUN;
+use crate::heap::thread::{BATCH, Block, ThreadHeap};
+use crate::sync::atomic::Ordering::Relaxed;
+
+/// Granules of runs that a cache keeps, all lengths together.
+const RUN_GRANULES_KEPT: usize = 64;
+/// Large blocks that had to move once to grow get this many times their size of address space.
+const GROWTH_ROOM: usize = 2;
+
+/// Allocates when the bin at byte `offset` of the cache is empty.
+#[cold]
+#[inline(never)]
+pub(crate) fn refill(config: &Config, offset: usize) -> *mut u8 {
+    let class = class_at(offset);
+    let cache = HEAP.thread_cache(config);
+    if cache.is_null() {
+        return without_cache(config, class);
+    }
+    // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    let cache = unsafe { &mut *cache };
+    if cache.len(class) > 0 {
+        // The cache was made just now, and making it allocated.
+        // SAFETY: the calling thread's own cache, and a bin of it.
+        return unsafe { super::cache::pop(cache, offset) };
+    }
+    let most = (ThreadCache::capacity(class) / 2).clamp(1, BATCH);
+    let want = (cache.batch[class.index()] as usize).clamp(1, most);
+    cache.batch[class.index()] = (want * 2).min(most) as u8;
+    if cache.room(class) < want {
+        cache.set_room(class, want);
+    }
+    // Straight into the empty bin.
+    let slots = cache.slots(class, want);
+    let got = in_some_region(cache, 0, |part, heap| {
+        // SAFETY: the slots are this cache's, and nothing else refers to them now.
+        heap.allocate_batch(&part.heap, class, unsafe { &mut *slots })
+    });
+    let Some(got) = got else { return ptr::null_mut() };
+    cache.set_len(class, got - 1);
+    // SAFETY: as above; there is at least one.
+    unsafe { (&*slots)[got - 1] }
+}
+
+/// Allocates a block of zeros when the bin at byte `offset` of the cache is empty: one that was
+/// never used, if there is one.
+#[cold]
+#[inline(never)]
+pub(crate) fn refill_zeroed(config: &Config, offset: usize, size: usize) -> *mut u8 {
+    let class = class_at(offset);
+    let cache = tls::get();
+    // SAFETY: the pointer is to this thread's cache.
+    if unsafe { (*cache).phase } == Phase::Live && class.size() >= FRESH_MATTERS {
+        // SAFETY: the calling thread's own cache.
+        let cache = unsafe { &mut *cache };
+        let region = cache.region;
+        let part = HEAP.part(region);
+        let heap = cache.heaps[region];
+        if !heap.is_null() {
+            // SAFETY: this thread's heap.
+            if let Ok(Some(block)) = unsafe { (*heap).allocate_fresh(&part.heap, class) } {
+                return block;
+            }
+        }
+    }
+    let block = refill(config, offset);
+    if !block.is_null() {
+        // SAFETY: the block has at least the class's size.
+        unsafe { block.write_bytes(0, size) };
+    }
+    block
+}
+
+/// Blocks from this size on are worth asking for fresh ones: clearing them costs more.
+const FRESH_MATTERS: usize = 1024;
+
+/// Frees when the bin at byte `offset` of the cache is full.
+///
+/// # Safety
+/// As for `GlobalAlloc::dealloc`.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe fn overflow(block: *mut u8, offset: usize) {
+    let class = class_at(offset);
+    // There is a heap, or there would be no block: its settings stand.
+    let cache = HEAP.thread_cache(&Config::DEFAULT);
+    if cache.is_null() {
+        flush(None, class, &[block]);
+        return;
+    }
+    // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    let cache = unsafe { &mut *cache };
+    let room = cache.room(class);
+    if cache.len(class) == room {
+        if room == 0 && sent_home(cache, class, block) {
+            return;
+        }
+        if !cache.widen(class) {
+            let count = room.div_ceil(2);
+            let slots = cache.slots(class, count);
+            // SAFETY: the bin holds `room` blocks, and the flush does not touch the cache's slots.
+            flush(Some(cache), class, unsafe { &*slots });
+            cache.drop_oldest(class, count);
+        }
+    }
+    // SAFETY: there is room now.
+    unsafe { super::cache::push(cache, offset, block) };
+}
+
+/// Sends a block back to the heap it came from, where the thread has no room for its class yet and
+/// the block is another's. Kept, it would be the next that this thread gets and writes to, while its
+/// neighbours in the cache line are still being written by the thread it came from. A thread that
+/// goes on freeing such blocks only passes them on, and better in batches.
+fn sent_home(cache: &mut ThreadCache, class: ClassId, block: *mut u8) -> bool {
+    let index = class.index();
+    if cache.strangers[index] == STRANGERS {
+        return false;
+    }
+    let Some((region, part, offset)) = HEAP.find(block.addr()) else { return false };
+    let heap = cache.heaps[region];
+    // SAFETY: a heap of this thread's cache is this thread's.
+    let own = unsafe { heap.as_ref() }.map(ThreadHeap::id);
+    if own == Some(part.heap.owner_of(offset)) {
+        return false;
+    }
+    cache.strangers[index] += 1;
+    flush(Some(cache), class, &[block]);
+    true
+}
+
+/// So many blocks of others a thread sends back one by one.
+const STRANGERS: u8 = 4;
+
+/// One block for a thread without a cache: from a region's shared heap.
+fn without_cache(config: &Config, class: ClassId) -> *mut u8 {
+    let mut out = [ptr::null_mut()];
+    in_some_shared(config, 0, |part, heap| heap.allocate_batch(&part.heap, class, &mut out));
+    out[0]
+}
+
+/// [`in_some_region`] for a thread without a cache: on the regions' shared heaps.
+fn in_some_shared<R>(
+    config: &Config,
+    size: usize,
+    mut work: impl FnMut(&Part, &mut ThreadHeap) -> Result<R>,
+) -> Option<R> {
+    if !HEAP.ensure(config) {
+        return None;
+    }
+    HEAP.parts().for_each(|part| part.heap.forget_shortage());
+    let mut growths = GROWTHS;
+    let mut seen = 0;
+    loop {
+        while seen < HEAP.count() {
+            let part = HEAP.part(seen);
+            if let Some(Ok(result)) = with_shared(part, |heap| work(part, heap)) {
+                return Some(result);
+            }
+            seen += 1;
+        }
+        if !may_retry(seen, size, &mut growths) {
+            return None;
+        }
+    }
+}
+
+/// So many regions may be added for one request: others may fill those that are, but not for ever.
+const GROWTHS: u32 = 3;
+
+/// Whether a request that failed in all of `count` regions may try again, in one more.
+fn may_retry(count: usize, size: usize, growths: &mut u32) -> bool {
+    // Where it is memory that is missing, more address space is no help.
+    let short = HEAP.parts().any(|part| part.heap.is_short_of_memory());
+    if *growths == 0 || short || HEAP.grow(count, size).is_err() {
+        return false;
+    }
+    *growths -= 1;
+    true
+}
+
+/// Runs `work` on a region's shared heap, if it has one.
+fn with_shared<R>(part: &Part, work: impl FnOnce(&mut ThreadHeap) -> R) -> Option<R> {
+    let _guard = part.shared_lock.lock();
+    // SAFETY: the lock is held.
+    unsafe { (*part.shared.get()).as_mut() }.map(work)
+}
+
+/// Runs `work` in the thread's region, then in the others, then in a new one that can hold
+/// `size` bytes; `None` if all fail.
+fn in_some_region<R>(
+    cache: &mut ThreadCache,
+    size: usize,
+    mut work: impl FnMut(&Part, &mut ThreadHeap) -> Result<R>,
+) -> Option<R> {
+    let first = cache.region;
+    let mut tidied = false;
+    let mut growths = GROWTHS;
+    loop {
+        let count = HEAP.count();
+        HEAP.parts().for_each(|part| part.heap.forget_shortage());
+        for step in 0..count {
+            let index = (first + step) % count;
+            if let Ok(result) = in_region(cache, index, &mut work) {
+                cache.region = index;
+                return Some(result);
+            }
+        }
+        if !tidied {
+            // Heaps without a thread may sit on memory that others gave back to them.
+            tidied = true;
+            drop_runs(cache);
+            tidy_all(cache);
+            continue;
+        }
+        if !may_retry(count, size, &mut growths) {
+            return None;
+        }
+    }
+}
+
+fn in_region<R>(
+    cache: &mut ThreadCache,
+    index: usize,
+    work: &mut impl FnMut(&Part, &mut ThreadHeap) -> Result<R>,
+) -> Result<R> {
+    let part = HEAP.part(index);
+    if cache.heaps[index].is_null() {
+        cache.heaps[index] = HEAP.thread_heap(index);
+    }
+    let heap = cache.heaps[index];
+    if heap.is_null() {
+        let full = crate::base::Error::TableFull { slots: MAX_REGIONS };
+        return with_shared(part, |heap| work(part, heap)).unwrap_or(Err(full));
+    }
+    // SAFETY: this thread's heap, used by nobody else.
+    work(part, unsafe { &mut *heap })
+}
+
+/// Blocks on their way to slabs of other heaps, gathered by word.
+struct Outgoing {
+    len: usize,
+    words: [(GranuleIdx, BlockId, usize, u64); 16],
+}
+
+impl Outgoing {
+    const fn new() -> Self {
+        Outgoing { len: 0, words: [(GranuleIdx(0), BlockId(0), 0, 0); 16] }
+    }
+    fn add(&mut self, part: &Part, class: ClassId, head: GranuleIdx, owner: BlockId, index: u32) {
+        let (word, bit) = (index as usize / 64, 1 << (index % 64));
+        for entry in &mut self.words[..self.len] {
+            if entry.0 == head && entry.2 == word {
+                if entry.3 & bit != 0 {
+                    part.heap.source().refused_frees.fetch_add(1, Relaxed);
+                }
+                entry.3 |= bit;
+                return;
+            }
+        }
+        if self.len == self.words.len() {
+            self.send(part, class);
+        }
+        self.words[self.len] = (head, owner, word, bit);
+        self.len += 1;
+    }
+    fn send(&mut self, part: &Part, class: ClassId) {
+        let mut unattended = 0;
+        for &(head, owner, word, mask) in &self.words[..self.len] {
+            if !part.heap.free_remote(head, class, owner, word, mask) {
+                part.heap.source().refused_frees.fetch_add(1, Relaxed);
+            }
+            if part.heap.block(owner).idle.load(Relaxed) == 1 {
+                unattended += mask.count_ones() as usize * class.size();
+            }
+        }
+        self.len = 0;
+        if unattended > 0 {
+            HEAP.note_unattended(unattended);
+        }
+    }
+}
+
+/// Returns blocks of one class to their slabs. `cache` is the calling thread's, if it has one.
+fn flush(cache: Option<&ThreadCache>, class: ClassId, blocks: &[*mut u8]) {
+    let mut outgoing = Outgoing::new();
+    let mut last: Option<(usize, &'static Part)> = None;
+    let mut rest = blocks;
+    while let Some(&block) = rest.first() {
+        let found = match last {
+            Some((index, part)) => part.heap.offset_of(block.addr()).map(|at| (index, part, at)),
+            None => None,
+        };
+        let Some((index, part, offset)) = found.or_else(|| HEAP.find(block.addr())) else {
+            refuse();
+            rest = &rest[1..];
+            continue;
+        };
+        if let Some((before, old)) = last
+            && before != index
+        {
+            outgoing.send(old, class);
+        }
+        last = Some((index, part));
+        let heap = cache.map_or(ptr::null_mut(), |cache| cache.heaps[index]);
+        // One look at the granule map for all that follow in the same slab.
+        let (done, refused) = match part.heap.find_block(offset) {
+            Ok(Block::Small { head, class: found, index, owner }) if found == class => {
+                // SAFETY: a heap of this thread's cache is this thread's.
+                match unsafe { heap.as_mut() } {
+                    Some(heap) if heap.id() == owner => {
+                        heap.free_group(&part.heap, head, class, rest)
+                    }
+                    _ => {
+                        outgoing.add(part, class, head, owner, index);
+                        (1, 0)
+                    }
+                }
+            }
+            _ => (1, 1),
+        };
+        if refused > 0 {
+            part.heap.source().refused_frees.fetch_add(refused as u64, Relaxed);
+        }
+        rest = &rest[done.max(1)..];
+    }
+    if let Some((_, part)) = last {
+        outgoing.send(part, class);
+    }
+}
+
+/// Counts a free of something that is no block of this heap.
+#[cold]
+fn refuse() {
+    if HEAP.count() > 0 {
+        HEAP.part(0).heap.source().refused_frees.fetch_add(1, Relaxed);
+    }
+}
+
+/// Empties a cache whose thread ends, and tidies its heaps.
+pub(crate) fn flush_cache(cache: &mut ThreadCache) {
+    for index in 0..CLASSES {
+        let class = ClassId::new(index);
+        let len = cache.len(class);
+        let slots = cache.slots(class, len);
+        // SAFETY: the bin holds `len` blocks, and the flush does not touch the cache's slots.
+        flush(Some(cache), class, unsafe { &*slots });
+        cache.set_len(class, 0);
+    }
+    drop_runs(cache);
+    tidy_own(cache);
+}
+
+/// Tidies the heaps of a cache: takes in what others returned, gives up what is empty.
+fn tidy_own(cache: &mut ThreadCache) {
+    for index in 0..HEAP.count() {
+        let heap = cache.heaps[index];
+        if !heap.is_null() {
+            // SAFETY: a heap of this thread's cache is this thread's.
+            unsafe { (*heap).tidy(&HEAP.part(index).heap) };
+        }
+    }
+}
+
+/// Tidies every heap that is within the calling thread's reach.
+fn tidy_all(cache: &mut ThreadCache) {
+    tidy_own(cache);
+    HEAP.tidy_pool();
+    for part in HEAP.parts() {
+        with_shared(part, |heap| heap.tidy(&part.heap));
+    }
+}
+
+/// Gives what is free back to the system, as far as the calling thread can reach it.
+pub(crate) fn trim() {
+    let cache = tls::get();
+    // SAFETY: the pointer is to this thread's cache, which nothing else refers to now.
+    unsafe {
+        if (*cache).phase == Phase::Live {
+            flush_cache(&mut *cache);
+        }
+    }
+    HEAP.tidy_pool();
+    for part in HEAP.parts() {
+        with_shared(part, |heap| heap.tidy(&part.heap));
+        part.heap.trim(part.process);
+    }
+}
+
+/// Gives the runs that a cache keeps back.
+fn drop_runs(cache: &mut ThreadCache) {
+    for index in 0..RUN_LENGTHS {
+        while cache.runs[index].len > 0 {
+            cache.runs[index].len -= 1;
+            let run = cache.runs[index].runs[cache.runs[index].len];
+            if let Some((_, part, offset)) = HEAP.find(run.addr()) {
+                part.heap.free_run(part.process, GranuleIdx((offset / GRANULE) as u32));
+            }
+        }
+    }
+    cache.run_granules = 0;
+}
+
+/// Allocates more than [`MAX_SMALL`] bytes, or at a larger alignment. `room` is the address space
+/// to keep for growth, in bytes. Returns the block and whether it is known to be zero.
+#[inline(never)]
+pub(crate) fn allocate_large(
+    config: &Config,
+    size: usize,
+    align: usize,
+    room: usize,
+) -> (*mut u8, bool) {
+    let size = size.max(1);
+    let cache = HEAP.thread_cache(config);
+    let max_run = MAX_RUN as usize * GRANULE;
+    let is_run = size <= max_run && align <= max_run;
+    // A new region must have room to align the block in.
+    let needed = size.saturating_add(if align > GRANULE { align } else { 0 });
+    if !cache.is_null() && is_run {
+        // SAFETY: the calling thread's own cache.
+        if let Some(block) = cached_run(unsafe { &mut *cache }, size, align) {
+            return (block, false);
+        }
+    }
+    let take = |part: &Part, owner: BlockId| -> Result<(*mut u8, bool)> {
+        let (head, zeroed) = if is_run {
+            part.heap.allocate_run(part.process, owner, size, align)?
+        } else {
+            part.heap.allocate_large(part.process, owner, size, align, room)?
+        };
+        Ok((part.heap.granule_addr(head), zeroed))
+    };
+    let found = if cache.is_null() {
+        in_some_shared(config, needed, |part, heap| take(part, heap.id()))
+    } else {
+        // SAFETY: the calling thread's own cache.
+        in_some_region(unsafe { &mut *cache }, needed, |part, heap| take(part, heap.id()))
+    };
+    found.unwrap_or((ptr::null_mut(), false))
+}
+
+/// A run that the cache keeps and that fits.
+fn cached_run(cache: &mut ThreadCache, size: usize, align: usize) -> Option<*mut u8> {
+    let granules = size.div_ceil(GRANULE);
+    if granules > RUN_LENGTHS {
+        return None;
+    }
+    let bin = &mut cache.runs[granules - 1];
+    let place = (0..bin.len).rev().find(|&at| bin.runs[at].addr().is_multiple_of(align))?;
+    let run = bin.runs[place];
+    let (_, part, offset) = HEAP.find(run.addr())?;
+    if part.heap.commit_run(GranuleIdx((offset / GRANULE) as u32), size).is_err() {
+        return None;
+    }
+    bin.len -= 1;
+    bin.runs[place] = bin.runs[bin.len];
+    cache.run_granules -= granules;
+    Some(run)
+}
+
+/// Frees what [`allocate_large`] returned.
+///
+/// # Safety
+/// As for `GlobalAlloc::dealloc`.
+#[inline(never)]
+pub(crate) unsafe fn free_large(block: *mut u8) {
+    let Some((_, part, offset)) = HEAP.find(block.addr()) else { return refuse() };
+    let freed = match part.heap.find_block(offset) {
+        Ok(Block::Run { head, granules, .. }) => {
+            let cache = tls::get();
+            let count = granules as usize;
+            // SAFETY: the pointer is to this thread's cache, which nothing else refers to now.
+            unsafe {
+                if (*cache).phase == Phase::Live && count <= RUN_LENGTHS {
+                    let body: &mut Body = &mut *cache;
+                    let bin = &mut body.runs[count - 1];
+                    let fits = body.run_granules + count <= RUN_GRANULES_KEPT;
+                    if bin.runs[..bin.len].contains(&block) {
+                        return refuse();
+                    }
+                    if bin.len < RUNS_KEPT && fits {
+                        bin.runs[bin.len] = block;
+                        bin.len += 1;
+                        body.run_granules += count;
+                        return;
+                    }
+                }
+            }
+            part.heap.free_run(part.process, head)
+        }
+        Ok(Block::Large { head }) => part.heap.free_large(part.process, head),
+        _ => false,
+    };
+    if !freed {
+        refuse();
+    }
+}
+
+/// Reallocates when the block's class changes or it is not small.
+///
+/// # Safety
+/// As for `GlobalAlloc::realloc`.
+#[inline(never)]
+pub(crate) unsafe fn reallocate(
+    config: &Config,
+    block: *mut u8,
+    old: Layout,
+    new_size: usize,
+) -> *mut u8 {
+    // SAFETY: the caller keeps the rounded size within `isize`.
+    let new = unsafe { Layout::from_size_align_unchecked(new_size, old.align()) };
+    let was_small = rounded(old) <= MAX_SMALL;
+    let is_small = rounded(new) <= MAX_SMALL;
+    if !was_small && !is_small && resize_large(block, new_size) {
+        return block;
+    }
+    let moved = if is_small {
+        super::allocate_small(config, bin_offset(rounded(new)))
+    } else {
+        let growing = !was_small && new_size > old.size();
+        let room = if growing { new_size.saturating_mul(GROWTH_ROOM) } else { new_size };
+        allocate_large(config, new_size, old.align(), room).0
+    };
+    if moved.is_null() {
+        return moved;
+    }
+    // SAFETY: both blocks are live and distinct, the length is within both; the old one is the
+    // caller's to give up.
+    unsafe {
+        ptr::copy_nonoverlapping(block, moved, old.size().min(new_size));
+        super::free(block, old);
+    }
+    moved
+}
+
+/// Makes a run or a large block hold `size` bytes where it lies.
+fn resize_large(block: *mut u8, size: usize) -> bool {
+    let Some((_, part, offset)) = HEAP.find(block.addr()) else { return false };
+    match part.heap.find_block(offset) {
+        Ok(Block::Run { head, granules, owner }) => {
+            part.heap.resize_run(part.process, owner, head, granules, size)
+        }
+        // Far smaller blocks move, so that they do not sit on whole chunks.
+        Ok(Block::Large { head }) => {
+            size > MAX_RUN as usize * GRANULE / 2
+                && part.heap.resize_large(part.process, head, size)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,46 @@
+//! Position-independent engines without thread state.
+//!
+//! Two engines and what they share. The paged heap (under `ThreadLocalAllocator` and `HshmAlloc`)
+//! keeps all it knows out of band, in tables of fixed place:
+//!
+//! ```text
+//! layout    where everything lies in a region; a process's view of it
+//! granule   the granule map's entries
+//! chunk     the heap source: whole chunks, large blocks
+//! process   process blocks and their granule runs
+//! slab      blocks of one class      remote   returning blocks to another's slab
+//! thread    thread blocks and thread heaps
+//! verify    walks every invariant
+//! ```
+//!
+//! The in-band heap (under `BuddyAllocator` and `StackAllocator`) has a header before every block:
+//!
+//! ```text
+//! words     one checked word of a mapped region at a time
+//! page      the header in front of every block: true size, in-use bit, tag
+//! bump      Heap: the atomic bump source that everything else falls back to
+//! rbtree    a red-black tree whose nodes live inside free blocks
+//! buddy     pages of any size in power-of-two lists, coalesced by address
+//! ```
+//!
+//! Everything that the engines store is an offset, an index or a count, and every word of it is
+//! read as an atomic and checked before it is used as a place: a region that another process
+//! damages gives errors, not undefined behaviour.
+
+pub(crate) mod buddy;
+pub(crate) mod bump;
+pub(crate) mod chunk;
+pub(crate) mod granule;
+pub(crate) mod layout;
+pub(crate) mod page;
+pub(crate) mod process;
+#[allow(dead_code)] // the best-fit heap takes what coalescing has no use for
+pub(crate) mod rbtree;
+pub(crate) mod remote;
+pub(crate) mod slab;
+pub(crate) mod thread;
+pub(crate) mod verify;
+pub(crate) mod words;
+
+pub use bump::Heap;
+pub use verify::{Fault, HeapReport};

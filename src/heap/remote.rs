@@ -1,0 +1,222 @@
+//! Returning blocks to a slab that another thread owns.
+//!
+//! ```text
+//! freer:   remote word |= bits          (1)
+//!          if pending == 0 and pending.swap(1) == 0:
+//!              push slab on the owner's list
+//! owner:   list.swap(empty), and for each slab on it:
+//!              next = slab.remote_next; pending = 0   (2)
+//!              merge: remote word.swap(0)             (3)
+//! ```
+//!
+//! `pending` says who may use the slab's link: whoever turns it from 0 to 1 owns the link until a
+//! list's owner takes the slab off and clears it. No bit is lost: a freer that finds `pending` set
+//! did so before (2), so its bits (1) are there for the merge at (3); one that comes after (2)
+//! pushes the slab again. (1), (2) and (3) are read-modify-writes or sequentially consistent, so
+//! that the freer's store and load cannot pass each other.
+//!
+//! A slab may change hands between a freer's (1) and its push: the owner merged the bits, found
+//! the slab empty, gave it up, and somebody else made a slab of it. The late push then puts it on
+//! the *old* owner's list. That owner sees in the granule map that it is not his and passes it on
+//! (`pass_on` in `thread`); the descriptor always exists, so nothing dangles.
+//!
+//! One `fetch_or` returns up to 64 blocks. Nothing here waits for anybody. A process that dies
+//! between (1) and its push leaves bits that the next freer of that slab, or a rebuild, finds.
+
+use crate::sync::atomic::Ordering;
+
+/// The two words of the protocol that a slab has, and the list head that a thread block has: the
+/// machine's atomics in a region, loom's in the model.
+pub(crate) trait Word32 {
+    fn load(&self, order: Ordering) -> u32;
+    fn store(&self, value: u32, order: Ordering);
+    fn swap(&self, value: u32, order: Ordering) -> u32;
+    fn compare_exchange_weak(
+        &self,
+        current: u32,
+        new: u32,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u32, u32>;
+}
+
+macro_rules! word32 {
+    ($type:ty) => {
+        impl Word32 for $type {
+            #[inline]
+            fn load(&self, order: Ordering) -> u32 {
+                <$type>::load(self, order)
+            }
+            #[inline]
+            fn store(&self, value: u32, order: Ordering) {
+                <$type>::store(self, value, order);
+            }
+            #[inline]
+            fn swap(&self, value: u32, order: Ordering) -> u32 {
+                <$type>::swap(self, value, order)
+            }
+            #[inline]
+            fn compare_exchange_weak(
+                &self,
+                current: u32,
+                new: u32,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<u32, u32> {
+                <$type>::compare_exchange_weak(self, current, new, success, failure)
+            }
+        }
+    };
+}
+word32!(crate::sync::atomic::AtomicU32);
+#[cfg(loom)]
+word32!(loom::sync::atomic::AtomicU32);
+
+/// Freer, after its bits are set: makes sure that slab `index` (+1) is on the list at `head`.
+#[inline]
+pub(crate) fn announce<W: Word32>(pending: &W, next: &W, head: &W, index_plus_one: u32) {
+    if pending.load(Ordering::SeqCst) != 0 || pending.swap(1, Ordering::SeqCst) != 0 {
+        return;
+    }
+    let mut first = head.load(Ordering::Relaxed);
+    loop {
+        next.store(first, Ordering::Relaxed);
+        // Release: whoever takes the list sees the link, and the bits.
+        match head.compare_exchange_weak(first, index_plus_one, Ordering::SeqCst, Ordering::Relaxed)
+        {
+            Ok(_) => return,
+            Err(now) => first = now,
+        }
+    }
+}
+
+/// Owner: takes the whole list. Zero is an empty one.
+#[inline]
+pub(crate) fn take_list<W: Word32>(head: &W) -> u32 {
+    if head.load(Ordering::Relaxed) == 0 { 0 } else { head.swap(0, Ordering::SeqCst) }
+}
+
+/// Owner: takes a slab off the list it took; afterwards the slab's remote words must be merged.
+/// Returns the next slab of the list (+1), zero at the end.
+#[inline]
+pub(crate) fn unlink<W: Word32>(pending: &W, next: &W) -> u32 {
+    let following = next.load(Ordering::Relaxed);
+    pending.swap(0, Ordering::SeqCst);
+    following
+}
+
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU32, AtomicU64};
+    use std::collections::BTreeSet;
+
+    /// What the owner's first look found, over all runs of a model.
+    type Seen = std::sync::Arc<std::sync::Mutex<BTreeSet<u64>>>;
+
+    struct Model {
+        bits: AtomicU64,
+        pending: AtomicU32,
+        next: AtomicU32,
+        head: AtomicU32,
+    }
+
+    impl Model {
+        fn free(&self, bit: u64) {
+            assert_eq!(self.bits.fetch_or(bit, Ordering::SeqCst) & bit, 0);
+            announce(&self.pending, &self.next, &self.head, 1);
+        }
+        fn drain(&self) -> u64 {
+            let mut got = 0;
+            let mut at = take_list(&self.head);
+            while at != 0 {
+                assert_eq!(at, 1);
+                at = unlink(&self.pending, &self.next);
+                got |= self.bits.swap(0, Ordering::SeqCst);
+            }
+            got
+        }
+    }
+
+    fn model() -> Arc<Model> {
+        Arc::new(Model {
+            bits: AtomicU64::new(0),
+            pending: AtomicU32::new(0),
+            next: AtomicU32::new(0),
+            head: AtomicU32::new(0),
+        })
+    }
+
+    // In the models the main thread frees and another drains: loom runs the main thread first and
+    // then looks for other orders of what it did, which a load before a later exchange does not
+    // make it find. Each model checks at its end that the interesting orders have been run.
+
+    /// Two freers and an owner that drains while they work: every bit arrives exactly once, and
+    /// none needs another free to be seen.
+    #[test]
+    fn no_bit_is_lost_or_doubled() {
+        let seen = Seen::default();
+        let record = seen.clone();
+        loom::model(move || {
+            let shared = model();
+            let owner = {
+                let shared = shared.clone();
+                loom::thread::spawn(move || shared.drain())
+            };
+            let freer = {
+                let shared = shared.clone();
+                loom::thread::spawn(move || shared.free(2))
+            };
+            shared.free(1);
+            freer.join().unwrap();
+            let early = owner.join().unwrap();
+            let late = shared.drain();
+            assert_eq!(early & late, 0);
+            assert_eq!(early | late, 3);
+            record.lock().unwrap().insert(early);
+        });
+        assert_eq!(seen.lock().unwrap().iter().copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+
+    /// Two slabs pushed on one list by two freers: the list keeps both.
+    #[test]
+    fn pushes_do_not_lose_each_other() {
+        let seen = Seen::default();
+        let record = seen.clone();
+        loom::model(move || {
+            let head = Arc::new(AtomicU32::new(0));
+            let slabs: Arc<[(AtomicU32, AtomicU32); 2]> =
+                Arc::new([(); 2].map(|()| (AtomicU32::new(0), AtomicU32::new(0))));
+            let push = |index: usize, head: &AtomicU32, slabs: &[(AtomicU32, AtomicU32); 2]| {
+                let (pending, next) = &slabs[index];
+                announce(pending, next, head, index as u32 + 1);
+            };
+            let drain = |head: &AtomicU32, slabs: &[(AtomicU32, AtomicU32); 2]| {
+                let (mut got, mut at) = (0, take_list(head));
+                while at != 0 {
+                    got |= 1 << (at - 1);
+                    let (pending, next) = &slabs[at as usize - 1];
+                    at = unlink(pending, next);
+                }
+                got
+            };
+            let owner = {
+                let (head, slabs) = (head.clone(), slabs.clone());
+                loom::thread::spawn(move || drain(&head, &slabs))
+            };
+            let freer = {
+                let (head, slabs) = (head.clone(), slabs.clone());
+                loom::thread::spawn(move || push(1, &head, &slabs))
+            };
+            push(0, &head, &slabs);
+            freer.join().unwrap();
+            let early = owner.join().unwrap();
+            let late = drain(&head, &slabs);
+            assert_eq!(early & late, 0);
+            assert_eq!(early | late, 3);
+            record.lock().unwrap().insert(early);
+        });
+        assert_eq!(seen.lock().unwrap().iter().copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+}

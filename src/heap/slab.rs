@@ -1,0 +1,321 @@
+//! Slabs: one to four granules cut into blocks of one class.
+//!
+//! ```text
+//! SlabDesc (128 B, fixed place, one per granule; a slab uses its head granule's)
+//!   owner's line:  free | fresh | committed | zeroed, state | next, prev | bits[4]
+//!   others' line:  pending | remote_next | bits[4]
+//! BitArea (2112 B, fixed place): the same two bitmaps for slabs of more than 256 blocks
+//! ```
+//!
+//! The truth about a slab is in its two bitmaps and `fresh`:
+//!
+//! - blocks at or past `fresh` have never been handed out,
+//! - a block below it is free where its bit is set in the owner's bitmap *or* in the remote one,
+//! - every other block is allocated (or waits in some thread's cache).
+//!
+//! Only the thread that holds the owning thread block writes the owner's line: plain loads and
+//! stores, written as relaxed atomics because other processes may look. Everybody else returns
+//! blocks by setting bits in the remote bitmap; see `remote`.
+//!
+//! `free` counts the owner's set bits. It and the list links can be rebuilt from the bitmaps.
+
+use super::granule::GranuleIdx;
+use super::layout::RegionHeap;
+use crate::base::classes::ClassId;
+use crate::base::units::GRANULE;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
+
+/// Words of a bitmap inside the descriptor.
+const INLINE_WORDS: usize = 4;
+/// Words of a bitmap in a [`BitArea`]: 8192 blocks of 8 bytes.
+const AREA_WORDS: usize = 128;
+
+/// Where a slab is in its owner's lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Listing {
+    /// In no list: every block is handed out.
+    Full = 0,
+    /// The slab that its class allocates from.
+    Current = 1,
+    /// In the class's list of slabs with free blocks.
+    Partial = 2,
+}
+
+/// Describes a slab, or a run (which uses `committed` and the remote line only).
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub(crate) struct SlabDesc {
+    /// Set bits in the owner's bitmap.
+    pub(crate) free: AtomicU32,
+    /// Blocks below this index have been handed out at least once.
+    pub(crate) fresh: AtomicU32,
+    /// Bytes from the start that are committed. For runs: of the whole run.
+    pub(crate) committed: AtomicU32,
+    /// 1 where blocks at or past `fresh` are known to be zero.
+    pub(crate) zeroed: AtomicU32,
+    listing: AtomicU32,
+    /// Granule + 1 of the neighbours in a class's partial list.
+    pub(crate) next: AtomicU32,
+    pub(crate) prev: AtomicU32,
+    /// Granules of a run; 0 for slabs.
+    pub(crate) run_granules: AtomicU32,
+    bits: [AtomicU64; INLINE_WORDS],
+    /// 1 while the slab is, or is about to be, on a thread block's list of remote frees.
+    pub(crate) pending: AtomicU32,
+    /// Granule + 1 of the next slab on that list.
+    pub(crate) remote_next: AtomicU32,
+    /// 1 while a run has been returned by somebody and not been freed yet. Not a word of `remote`:
+    /// a late return must not mark a block of the slab that came after the run.
+    run_returned: AtomicU32,
+    _pad0: AtomicU32,
+    _pad: [AtomicU64; 2],
+    remote: [AtomicU64; INLINE_WORDS],
+}
+
+impl SlabDesc {
+    /// Somebody else returns a run: true where it was not returned already.
+    pub(crate) fn return_run(&self) -> bool {
+        self.run_returned.swap(1, Ordering::SeqCst) == 0
+    }
+    /// Owner: whether the run was returned; takes the mark away.
+    pub(crate) fn take_returned_run(&self) -> bool {
+        self.run_returned.swap(0, Ordering::AcqRel) != 0
+    }
+    /// Whether the run was returned.
+    pub(crate) fn is_run_returned(&self) -> bool {
+        self.run_returned.load(Ordering::SeqCst) != 0
+    }
+    /// Starts a run; see `thread`.
+    pub(crate) fn init_run(&self, granules: u32, committed: u32) {
+        self.run_granules.store(granules, Relaxed);
+        self.committed.store(committed, Relaxed);
+        self.run_returned.store(0, Relaxed);
+    }
+}
+
+/// The bitmaps of a slab of more than 256 blocks. The padding keeps the same word of neighbouring
+/// areas in different cache sets.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct BitArea {
+    bits: [AtomicU64; AREA_WORDS],
+    remote: [AtomicU64; AREA_WORDS],
+    _pad: [AtomicU64; 8],
+}
+
+/// A slab as its owner, or somebody who returns blocks to it, sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Slab<'a> {
+    pub(crate) head: GranuleIdx,
+    pub(crate) class: ClassId,
+    pub(crate) desc: &'a SlabDesc,
+    bits: &'a [AtomicU64],
+    remote: &'a [AtomicU64],
+}
+
+/// Whether slabs of this class keep their bitmaps in the bit area.
+#[inline]
+pub(crate) fn uses_area(class: ClassId) -> bool {
+    class.blocks() > 64 * INLINE_WORDS as u32
+}
+
+impl<'a> Slab<'a> {
+    /// The slab of `class` whose head granule is `head`; the caller read both from the granule map.
+    #[inline]
+    pub(crate) fn new(heap: &'a RegionHeap, head: GranuleIdx, class: ClassId) -> Slab<'a> {
+        let desc = heap.desc(head);
+        let words = class.blocks().div_ceil(64) as usize;
+        let (bits, remote) = if uses_area(class) {
+            let area = heap.area(head);
+            (&area.bits[..words.min(AREA_WORDS)], &area.remote[..words.min(AREA_WORDS)])
+        } else {
+            (&desc.bits[..words.min(INLINE_WORDS)], &desc.remote[..words.min(INLINE_WORDS)])
+        };
+        Slab { head, class, desc, bits, remote }
+    }
+
+    /// Starts a slab in granules that are nobody's. The caller commits it by writing the granule
+    /// map afterwards.
+    pub(crate) fn init(&self, committed: u32, zeroed: bool) {
+        self.desc.free.store(0, Relaxed);
+        self.desc.fresh.store(0, Relaxed);
+        self.desc.committed.store(committed, Relaxed);
+        self.desc.zeroed.store(zeroed as u32, Relaxed);
+        self.desc.run_granules.store(0, Relaxed);
+        for word in self.bits.iter().chain(self.remote) {
+            if word.load(Relaxed) != 0 {
+                word.store(0, Relaxed);
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn listing(&self) -> Listing {
+        match self.desc.listing.load(Relaxed) {
+            1 => Listing::Current,
+            2 => Listing::Partial,
+            _ => Listing::Full,
+        }
+    }
+    #[inline]
+    pub(crate) fn set_listing(&self, listing: Listing) {
+        self.desc.listing.store(listing as u32, Relaxed);
+    }
+    #[inline]
+    pub(crate) fn free_count(&self) -> u32 {
+        self.desc.free.load(Relaxed)
+    }
+    /// The count of blocks ever handed out, never more than the slab has.
+    #[inline]
+    pub(crate) fn fresh(&self) -> u32 {
+        self.desc.fresh.load(Relaxed).min(self.class.blocks())
+    }
+    /// Bytes of the slab, with the tail that no block uses.
+    #[inline]
+    pub(crate) fn bytes(&self) -> u32 {
+        self.class.slab_granules() * GRANULE as u32
+    }
+    /// Whether no block is handed out (as far as the owner knows).
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.free_count() == self.fresh()
+    }
+    #[inline]
+    pub(crate) fn words(&self) -> usize {
+        self.bits.len()
+    }
+    #[inline]
+    pub(crate) fn local_word(&self, word: usize) -> &'a AtomicU64 {
+        &self.bits[word]
+    }
+    #[inline]
+    pub(crate) fn remote_word(&self, word: usize) -> &'a AtomicU64 {
+        &self.remote[word]
+    }
+
+    /// Owner: marks a block free. False where it already was, or was never handed out.
+    #[inline]
+    pub(crate) fn free_block(&self, block: u32) -> bool {
+        let word = &self.bits[block as usize / 64];
+        let bit = 1 << (block % 64);
+        let seen = word.load(Relaxed);
+        if seen & bit != 0 || block >= self.fresh() {
+            return false;
+        }
+        word.store(seen | bit, Relaxed);
+        self.desc.free.store(self.free_count() + 1, Relaxed);
+        true
+    }
+
+    /// Owner: takes up to `out.len()` free blocks, lowest addresses first, as addresses in a slab
+    /// that starts at `base`. Fills `out` from its end.
+    #[inline]
+    pub(crate) fn take_free(&self, base: *mut u8, out: &mut [*mut u8]) -> usize {
+        let free = self.free_count();
+        if free == 0 {
+            return 0;
+        }
+        let size = self.class.size();
+        let mut places = out.iter_mut().rev();
+        let mut wanted = places.len();
+        for (index, word) in self.bits.iter().enumerate() {
+            let mut left = word.load(Relaxed);
+            if left == 0 {
+                continue;
+            }
+            let first = base.wrapping_add(index * 64 * size);
+            while left != 0
+                && let Some(place) = places.next()
+            {
+                *place = first.wrapping_add(left.trailing_zeros() as usize * size);
+                left &= left - 1;
+            }
+            word.store(left, Relaxed);
+            if places.len() == 0 {
+                break;
+            }
+        }
+        wanted -= places.len();
+        self.desc.free.store(free.saturating_sub(wanted as u32), Relaxed);
+        wanted
+    }
+
+    /// Owner: marks blocks free, as long as they are blocks of this slab, which starts at `base`.
+    /// Returns how many were, and how many of those were refused: free already or never handed out.
+    #[inline]
+    pub(crate) fn free_blocks(&self, base: *mut u8, blocks: &[*mut u8]) -> (usize, u32) {
+        let (bytes, fresh) = (self.bytes() as usize, self.fresh());
+        let (mut seen, mut wild, mut twice) = (0, 0, 0);
+        // The word at hand stays in a register: neighbours are often freed one after another, and
+        // each would wait for the store of the one before.
+        let mut at_word = usize::MAX;
+        let mut word = 0;
+        for block in blocks {
+            let at = block.addr().wrapping_sub(base.addr());
+            if at >= bytes {
+                break;
+            }
+            seen += 1;
+            let index = self.class.block_of(at as u32);
+            debug_assert_eq!(index as usize * self.class.size(), at, "no block's start");
+            if index >= fresh {
+                wild += 1;
+                continue;
+            }
+            if index as usize / 64 != at_word {
+                if let Some(place) = self.bits.get(at_word) {
+                    place.store(word, Relaxed);
+                }
+                at_word = index as usize / 64;
+                word = self.bits[at_word].load(Relaxed);
+            }
+            twice += (word >> (index % 64) & 1) as u32;
+            word |= 1 << (index % 64);
+        }
+        if let Some(place) = self.bits.get(at_word) {
+            place.store(word, Relaxed);
+        }
+        let refused = wild + twice;
+        self.desc.free.store(self.free_count() + (seen as u32 - refused), Relaxed);
+        (seen, refused)
+    }
+
+    /// Owner: merges what others returned into the owner's bitmap. Returns how many blocks came
+    /// back, and how many bits were refused because their block was free already.
+    pub(crate) fn collect(&self) -> (u32, u32) {
+        let (mut back, mut refused) = (0, 0);
+        let fresh = self.fresh();
+        for (index, remote) in self.remote.iter().enumerate() {
+            if remote.load(Relaxed) == 0 {
+                continue;
+            }
+            // The exchange acquires what the freeing threads wrote before they set their bits.
+            let returned = remote.swap(0, Ordering::AcqRel);
+            let first = (index * 64) as u32;
+            let handed_out = match fresh.saturating_sub(first) {
+                0 => 0,
+                n if n >= 64 => u64::MAX,
+                n => (1 << n) - 1,
+            };
+            let word = &self.bits[index];
+            let seen = word.load(Relaxed);
+            let good = returned & handed_out & !seen;
+            refused += (returned & !good).count_ones();
+            back += good.count_ones();
+            word.store(seen | good, Relaxed);
+        }
+        self.desc.free.store(self.free_count() + back, Relaxed);
+        (back, refused)
+    }
+
+    /// Whether block `block` is free for sure: in either bitmap, or never handed out.
+    #[inline]
+    pub(crate) fn is_free(&self, block: u32) -> bool {
+        let bit = 1 << (block % 64);
+        let word = block as usize / 64;
+        block >= self.fresh()
+            || self.bits[word].load(Relaxed) & bit != 0
+            || self.remote[word].load(Relaxed) & bit != 0
+    }
+}

@@ -1,0 +1,713 @@
+//! Thread blocks and thread heaps: what one thread allocates from.
+//!
+//! A **thread block** is the shared part: an entry of the region's thread table that says which
+//! process holds it and where others announce returned blocks. Slabs and runs carry its id in the
+//! granule map.
+//!
+//! A **thread heap** is the private part, in the memory of the process that holds the block: for
+//! every class the current slab and the list of partial ones. The lists link descriptors in the
+//! region by granule index; heads and counters are private, because they can be rebuilt.
+//!
+//! ```text
+//! ThreadHeap.bins[class]:  current -> slab     partial -> slab <-> slab <-> slab
+//! full slabs are in no list; a block that comes back puts them on the partial list
+//! ```
+//!
+//! One thread at a time uses a heap. Blocks move in batches: a thread cache is refilled with
+//! [`ThreadHeap::allocate_batch`] and flushed with [`ThreadHeap::free_group`] for the heap's own
+//! slabs and [`RegionHeap::free_remote`] for everybody else's.
+
+use super::granule::{BlockId, Entry, GranuleIdx, Kind};
+use super::layout::{ProcessSlot, RegionHeap};
+use super::remote;
+use super::slab::{Listing, Slab, uses_area};
+use crate::base::classes::{CLASSES, ClassId};
+use crate::base::units::{GRANULE, PAGE};
+use crate::base::{Error, Result};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
+
+/// Blocks that move at a time between a cache and a heap, at most.
+pub(crate) const BATCH: usize = 128;
+
+/// Runs up to this size are committed when they are handed out.
+const COMMIT_AHEAD: usize = 4 * GRANULE;
+
+/// One entry of the thread table.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct ThreadBlock {
+    /// Process slot + 1 of the holder; 0 is free.
+    pub(crate) holder: AtomicU32,
+    /// Granule + 1 of the first slab with remote frees; see `remote`.
+    pub(crate) returned: AtomicU32,
+    /// Bytes in blocks allocated by the holder less those it freed: one term of a sum.
+    pub(crate) allocated: AtomicU64,
+    /// 1 while no thread uses the block's heap: what is returned to it waits for somebody to look.
+    pub(crate) idle: AtomicU32,
+    _pad0: AtomicU32,
+    _pad: [AtomicU64; 5],
+}
+
+/// One class of a thread heap. Zero in a link is "none", otherwise granule + 1.
+#[derive(Clone, Copy, Debug)]
+struct HeapBin {
+    current: u32,
+    partial: u32,
+    slabs: u32,
+}
+
+/// The private part of a thread block.
+#[derive(Debug)]
+pub(crate) struct ThreadHeap {
+    id: BlockId,
+    process: ProcessSlot,
+    bins: [HeapBin; CLASSES],
+}
+
+/// What a block is, as the granule map says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Block {
+    /// Block `index` of the slab at `head`.
+    Small { head: GranuleIdx, class: ClassId, index: u32, owner: BlockId },
+    /// A run.
+    Run { head: GranuleIdx, granules: u32, owner: BlockId },
+    /// Whole chunks.
+    Large { head: GranuleIdx },
+}
+
+impl RegionHeap {
+    /// Takes a thread block of the region for `process`.
+    pub(crate) fn take_block(&self, process: ProcessSlot) -> Result<BlockId> {
+        let owner = self.process(process);
+        let full = Error::TableFull { slots: owner.max_blocks.load(Relaxed) as usize };
+        if owner.blocks.fetch_add(1, Relaxed) >= owner.max_blocks.load(Relaxed) {
+            owner.blocks.fetch_sub(1, Relaxed);
+            return Err(full);
+        }
+        for index in 1..self.block_count() {
+            let id = BlockId(index as u16);
+            if let Err(error) = self.commit_block(id) {
+                owner.blocks.fetch_sub(1, Relaxed);
+                return Err(error);
+            }
+            let block = self.block(id);
+            if block.holder.load(Relaxed) == 0
+                && block
+                    .holder
+                    .compare_exchange(0, process.0 + 1, Ordering::Acquire, Relaxed)
+                    .is_ok()
+            {
+                self.source().blocks_high.fetch_max(index + 1, Relaxed);
+                return Ok(id);
+            }
+        }
+        owner.blocks.fetch_sub(1, Relaxed);
+        Err(full)
+    }
+
+    /// Gives a thread block back that was never used.
+    pub(crate) fn give_block_back(&self, process: ProcessSlot, id: BlockId) {
+        self.block(id).holder.store(0, Ordering::Release);
+        self.process(process).blocks.fetch_sub(1, Relaxed);
+    }
+
+    /// What lies at `offset`, which may be anything. Only the start of a block that was handed out
+    /// is one; free blocks of a slab are told by [`RegionHeap::check_live`].
+    #[inline]
+    pub(crate) fn find_block(&self, offset: usize) -> Result<Block> {
+        let wrong = Error::NotABlock { offset: offset as u64 };
+        let granule = offset / GRANULE;
+        if granule >= self.granules() as usize {
+            return Err(Error::OffsetOutOfRange {
+                offset: offset as u64,
+                length: self.region().len() as u64,
+            });
+        }
+        let granule = GranuleIdx(granule as u32);
+        if granule.0 < self.first_granule() {
+            return Err(wrong);
+        }
+        let entry = self.entry(granule);
+        let owner = entry.owner();
+        match entry.kind() {
+            Kind::Free => Err(wrong),
+            Kind::Slab => {
+                if entry.class_index() >= CLASSES || entry.distance() > granule.0 {
+                    return Err(wrong);
+                }
+                let head = GranuleIdx(granule.0 - entry.distance());
+                let class = ClassId::new(entry.class_index());
+                let at = (offset - head.0 as usize * GRANULE) as u32;
+                if at >= class.slab_granules() * GRANULE as u32 {
+                    return Err(wrong);
+                }
+                let index = class.block_of(at);
+                if index >= class.blocks() || index * class.size() as u32 != at {
+                    return Err(wrong);
+                }
+                Ok(Block::Small { head, class, index, owner })
+            }
+            Kind::Run => {
+                if entry.distance() != 0 || !offset.is_multiple_of(GRANULE) {
+                    return Err(wrong);
+                }
+                let granules = self.desc(granule).run_granules.load(Relaxed);
+                if granules == 0 || granules > super::process::MAX_RUN {
+                    return Err(wrong);
+                }
+                Ok(Block::Run { head: granule, granules, owner })
+            }
+            Kind::Large => {
+                if !offset.is_multiple_of(GRANULE) {
+                    return Err(wrong);
+                }
+                Ok(Block::Large { head: granule })
+            }
+        }
+    }
+
+    /// Bytes that a block can hold.
+    #[inline]
+    pub(crate) fn block_size(&self, block: Block) -> usize {
+        match block {
+            Block::Small { class, .. } => class.size(),
+            // What is not committed must not be touched, if only to be copied.
+            Block::Run { head, granules, .. } => {
+                let committed = self.desc(head).committed.load(Relaxed) as usize;
+                committed.min(granules as usize * GRANULE)
+            }
+            Block::Large { head } => self.chunk(Self::chunk_of(head).0).bytes(),
+        }
+    }
+
+    /// Refuses blocks that are free already, or that another process has returned.
+    pub(crate) fn check_live(&self, block: Block) -> Result<()> {
+        let (free, offset) = match block {
+            Block::Small { head, class, index, .. } => (
+                Slab::new(self, head, class).is_free(index),
+                head.0 as u64 * GRANULE as u64 + index as u64 * class.size() as u64,
+            ),
+            Block::Run { head, .. } => {
+                (self.desc(head).is_run_returned(), head.0 as u64 * GRANULE as u64)
+            }
+            Block::Large { .. } => (false, 0),
+        };
+        if free { Err(Error::DoubleFree { offset }) } else { Ok(()) }
+    }
+
+    /// Returns blocks of one slab that another heap owns: bits of `mask` are blocks of the 64 from
+    /// `word * 64`. False where one of them was returned before.
+    pub(crate) fn free_remote(
+        &self,
+        head: GranuleIdx,
+        class: ClassId,
+        owner: BlockId,
+        word: usize,
+        mask: u64,
+    ) -> bool {
+        let slab = Slab::new(self, head, class);
+        let before = slab.remote_word(word).fetch_or(mask, Ordering::SeqCst);
+        let block = self.block(owner);
+        remote::announce(&slab.desc.pending, &slab.desc.remote_next, &block.returned, head.0 + 1);
+        before & mask == 0
+    }
+
+    /// Takes a run for a block of `size` bytes.
+    pub(crate) fn allocate_run(
+        &self,
+        process: ProcessSlot,
+        owner: BlockId,
+        size: usize,
+        align: usize,
+    ) -> Result<(GranuleIdx, bool)> {
+        let count = size.div_ceil(GRANULE).max(1) as u32;
+        let step = align.div_ceil(GRANULE).max(1) as u32;
+        let taken = self.take_run(process, count, step)?;
+        if let Err(error) = self.commit_tables(taken.first, count, false) {
+            self.return_untouched(process, taken, count);
+            return Err(error);
+        }
+        let desc = self.desc(taken.first);
+        desc.init_run(count, taken.committed);
+        if let Err(error) = self.commit_run(taken.first, size) {
+            desc.run_granules.store(0, Relaxed);
+            self.return_untouched(process, taken, count);
+            return Err(error);
+        }
+        for distance in (0..count).rev() {
+            self.set_entry(GranuleIdx(taken.first.0 + distance), Entry::run(owner, distance));
+        }
+        self.process(process).in_runs.fetch_add(count as u64 * GRANULE as u64, Relaxed);
+        Ok((taken.first, taken.zeroed))
+    }
+
+    /// Makes the first `size` bytes of a run safe to touch.
+    #[inline]
+    pub(crate) fn commit_run(&self, head: GranuleIdx, size: usize) -> Result<()> {
+        let desc = self.desc(head);
+        let committed = desc.committed.load(Relaxed) as usize;
+        if size <= committed {
+            return Ok(());
+        }
+        // Small runs are mostly used to their ends, and committing ahead is cheaper than faults. Of
+        // long ones nobody knows: pages come as they are touched, where that cannot be a signal.
+        if self.must_commit() || size <= COMMIT_AHEAD {
+            self.commit(head.0 as usize * GRANULE + committed, size - committed)?;
+        }
+        desc.committed.store(size.next_multiple_of(PAGE) as u32, Relaxed);
+        Ok(())
+    }
+
+    /// Gives a run back to the process's chunks. Only for a process's own runs. False where it is
+    /// no run any more.
+    pub(crate) fn free_run(&self, process: ProcessSlot, head: GranuleIdx) -> bool {
+        let seen = self.entry(head);
+        if seen.kind() != Kind::Run || seen.distance() != 0 || !self.end_entry(head, seen) {
+            return false;
+        }
+        let granules = self.desc(head).run_granules.load(Relaxed).min(super::process::MAX_RUN);
+        let committed = self.desc(head).committed.load(Relaxed);
+        self.desc(head).run_granules.store(0, Relaxed);
+        for distance in 1..granules {
+            self.set_entry(GranuleIdx(head.0 + distance), Entry::FREE);
+        }
+        self.process(process).in_runs.fetch_sub(granules as u64 * GRANULE as u64, Relaxed);
+        self.return_run(process, head, granules, committed);
+        true
+    }
+
+    /// Announces another process's run to its owner. False where it was returned already.
+    pub(crate) fn return_foreign_run(&self, head: GranuleIdx, owner: BlockId) -> bool {
+        let desc = self.desc(head);
+        if !desc.return_run() {
+            return false;
+        }
+        let block = self.block(owner);
+        remote::announce(&desc.pending, &desc.remote_next, &block.returned, head.0 + 1);
+        true
+    }
+
+    /// The thread block that the block at `offset` belongs to; block 0, nobody's, if there is none.
+    pub(crate) fn owner_of(&self, offset: usize) -> BlockId {
+        let granule = (offset / GRANULE).min(self.granules() as usize - 1);
+        self.entry(GranuleIdx(granule as u32)).owner()
+    }
+
+    /// Makes a run hold `size` bytes where it lies; false where that cannot be.
+    pub(crate) fn resize_run(
+        &self,
+        process: ProcessSlot,
+        owner: BlockId,
+        head: GranuleIdx,
+        granules: u32,
+        size: usize,
+    ) -> bool {
+        // Before it is cut to 32 bits: a multiple of 2^48 bytes would come out as nothing.
+        if size > super::process::MAX_RUN as usize * GRANULE {
+            return false;
+        }
+        let want = size.div_ceil(GRANULE).max(1) as u32;
+        let desc = self.desc(head);
+        if want > granules {
+            let more = want - granules;
+            if !self.extend_run(process, head, granules, more) {
+                return false;
+            }
+            let first = GranuleIdx(head.0 + granules);
+            let ready = self.commit_tables(first, more, false);
+            if ready.and_then(|()| self.commit_run(head, size)).is_err() {
+                self.return_run(process, first, more, 0);
+                return false;
+            }
+            desc.run_granules.store(want, Relaxed);
+            for distance in granules..want {
+                self.set_entry(GranuleIdx(head.0 + distance), Entry::run(owner, distance));
+            }
+            self.process(process).in_runs.fetch_add(more as u64 * GRANULE as u64, Relaxed);
+        } else if want < granules {
+            let keep = want * GRANULE as u32;
+            let committed = desc.committed.load(Relaxed);
+            desc.run_granules.store(want, Relaxed);
+            desc.committed.store(committed.min(keep), Relaxed);
+            for distance in want..granules {
+                self.set_entry(GranuleIdx(head.0 + distance), Entry::FREE);
+            }
+            let less = granules - want;
+            self.process(process).in_runs.fetch_sub(less as u64 * GRANULE as u64, Relaxed);
+            let first = GranuleIdx(head.0 + want);
+            self.return_run(process, first, less, committed.saturating_sub(keep));
+        } else if self.commit_run(head, size).is_err() {
+            return false;
+        }
+        true
+    }
+}
+
+impl ThreadHeap {
+    /// The heap of a thread block that `process` holds.
+    pub(crate) const fn new(id: BlockId, process: ProcessSlot) -> ThreadHeap {
+        let empty = HeapBin { current: 0, partial: 0, slabs: 0 };
+        ThreadHeap { id, process, bins: [empty; CLASSES] }
+    }
+    #[inline]
+    pub(crate) fn id(&self) -> BlockId {
+        self.id
+    }
+
+    /// Takes up to `out.len()` blocks of `class`, as addresses: a stack whose top, the last of those
+    /// it returns the number of, has the lowest address. At least one, or an error.
+    pub(crate) fn allocate_batch(
+        &mut self,
+        heap: &RegionHeap,
+        class: ClassId,
+        out: &mut [*mut u8],
+    ) -> Result<usize> {
+        let mut collected = false;
+        loop {
+            let bin = self.bins[class.index()];
+            if bin.current != 0 {
+                let slab = Slab::new(heap, GranuleIdx(bin.current - 1), class);
+                let got = Self::take(heap, &slab, out, bin.slabs);
+                if got > 0 {
+                    return Ok(got);
+                }
+                if slab.fresh() < class.blocks() {
+                    return self.without_commit(heap, &slab, out);
+                }
+                slab.set_listing(Listing::Full);
+                self.bins[class.index()].current = 0;
+            }
+            let partial = self.bins[class.index()].partial;
+            if partial != 0 {
+                let slab = Slab::new(heap, GranuleIdx(partial - 1), class);
+                self.unlist(heap, &slab);
+                slab.set_listing(Listing::Current);
+                self.bins[class.index()].current = partial;
+            } else if !collected {
+                collected = true;
+                self.collect(heap);
+            } else {
+                self.new_slab(heap, class)?;
+            }
+        }
+    }
+
+    /// The system has no memory for more of the current slab: blocks that came back to others of
+    /// its class will do.
+    #[cold]
+    fn without_commit(
+        &mut self,
+        heap: &RegionHeap,
+        current: &Slab<'_>,
+        out: &mut [*mut u8],
+    ) -> Result<usize> {
+        let class = current.class;
+        self.collect(heap);
+        let mut at = self.bins[class.index()].partial;
+        while at != 0 {
+            let slab = Slab::new(heap, GranuleIdx(at - 1), class);
+            let got = slab.take_free(heap.granule_addr(slab.head), out);
+            if got > 0 {
+                out.copy_within(out.len() - got.., 0);
+                return Ok(got);
+            }
+            at = slab.desc.next.load(Relaxed);
+        }
+        let got = current.take_free(heap.granule_addr(current.head), out);
+        if got == 0 {
+            return Err(Error::OutOfMemory { requested: class.size(), available: 0 });
+        }
+        out.copy_within(out.len() - got.., 0);
+        Ok(got)
+    }
+
+    /// Takes one block of `class` that is known to be zero, if there is one at hand.
+    pub(crate) fn allocate_fresh(
+        &mut self,
+        heap: &RegionHeap,
+        class: ClassId,
+    ) -> Result<Option<*mut u8>> {
+        let bin = self.bins[class.index()];
+        if bin.current == 0 {
+            return Ok(None);
+        }
+        let slab = Slab::new(heap, GranuleIdx(bin.current - 1), class);
+        if slab.desc.zeroed.load(Relaxed) == 0 {
+            return Ok(None);
+        }
+        let mut out = [core::ptr::null_mut()];
+        Ok((Self::extend(heap, &slab, &mut out, bin.slabs) == 1).then_some(out[0]))
+    }
+
+    /// Blocks of `slab` that are free, then blocks that were never handed out; lowest last.
+    fn take(heap: &RegionHeap, slab: &Slab<'_>, out: &mut [*mut u8], slabs: u32) -> usize {
+        let wanted = out.len();
+        let mut got = slab.take_free(heap.granule_addr(slab.head), out);
+        if got < wanted {
+            got += Self::extend(heap, slab, &mut out[..wanted - got], slabs);
+            out.copy_within(wanted - got.., 0);
+        }
+        got
+    }
+
+    /// Blocks of `slab` that were never handed out, committed as far as they go. Fills `out` from
+    /// its end.
+    fn extend(heap: &RegionHeap, slab: &Slab<'_>, out: &mut [*mut u8], slabs: u32) -> usize {
+        let fresh = slab.fresh();
+        let size = slab.class.size() as u32;
+        let mut count = (slab.class.blocks() - fresh).min(out.len() as u32);
+        if count == 0 {
+            return 0;
+        }
+        let committed = slab.desc.committed.load(Relaxed);
+        let end = (fresh + count) * size;
+        if end > committed {
+            // As much again as there is, and more at once where the class has many slabs already.
+            let least = if slabs > 1 { GRANULE as u32 } else { 2 * PAGE as u32 };
+            let goal = (committed + committed.max(least)).max(end).min(slab.bytes());
+            let goal = goal.next_multiple_of(PAGE as u32);
+            let at = slab.head.0 as usize * GRANULE + committed as usize;
+            if heap.commit(at, (goal - committed) as usize).is_ok() {
+                slab.desc.committed.store(goal, Relaxed);
+            } else {
+                count = (committed / size).saturating_sub(fresh);
+            }
+        }
+        let base = heap.granule_addr(slab.head);
+        for (index, place) in out.iter_mut().rev().take(count as usize).enumerate() {
+            *place = base.wrapping_add((fresh as usize + index) * size as usize);
+        }
+        slab.desc.fresh.store(fresh + count, Relaxed);
+        count as usize
+    }
+
+    fn new_slab(&mut self, heap: &RegionHeap, class: ClassId) -> Result<()> {
+        let granules = class.slab_granules();
+        let taken = heap.take_run(self.process, granules, 1)?;
+        if let Err(error) = heap.commit_tables(taken.first, granules, uses_area(class)) {
+            heap.return_untouched(self.process, taken, granules);
+            return Err(error);
+        }
+        let slab = Slab::new(heap, taken.first, class);
+        slab.init(taken.committed, taken.zeroed);
+        slab.set_listing(Listing::Current);
+        // One block must be possible, or the slab is of no use: find out before it counts.
+        if taken.committed < class.size() as u32 {
+            let first =
+                (class.size().max(2 * PAGE)).next_multiple_of(PAGE).min(slab.bytes() as usize);
+            if let Err(error) = heap.commit(taken.first.0 as usize * GRANULE, first) {
+                heap.return_untouched(self.process, taken, granules);
+                return Err(error);
+            }
+            slab.desc.committed.store(taken.committed.max(first as u32), Relaxed);
+        }
+        for distance in (0..granules).rev() {
+            let entry = Entry::slab(self.id, class, distance);
+            heap.set_entry(GranuleIdx(taken.first.0 + distance), entry);
+        }
+        let bytes = granules as u64 * GRANULE as u64;
+        heap.process(self.process).in_slabs.fetch_add(bytes, Relaxed);
+        let bin = &mut self.bins[class.index()];
+        bin.current = taken.first.0 + 1;
+        bin.slabs += 1;
+        Ok(())
+    }
+
+    /// Frees a block of one of this heap's own slabs. False where it was free already.
+    #[inline]
+    pub(crate) fn free_local(
+        &mut self,
+        heap: &RegionHeap,
+        head: GranuleIdx,
+        class: ClassId,
+        index: u32,
+    ) -> bool {
+        let slab = Slab::new(heap, head, class);
+        if !slab.free_block(index) {
+            return false;
+        }
+        self.after_free(heap, &slab);
+        true
+    }
+
+    /// Frees blocks of one of this heap's own slabs: as many of the first ones as are in it.
+    /// Returns how many that is, and how many of those were refused.
+    #[inline]
+    pub(crate) fn free_group(
+        &mut self,
+        heap: &RegionHeap,
+        head: GranuleIdx,
+        class: ClassId,
+        blocks: &[*mut u8],
+    ) -> (usize, u32) {
+        let slab = Slab::new(heap, head, class);
+        let (seen, refused) = slab.free_blocks(heap.granule_addr(head), blocks);
+        if seen as u32 > refused {
+            self.after_free(heap, &slab);
+        }
+        (seen, refused)
+    }
+
+    /// Lists a slab that got blocks back, or gives it up when it has all of them.
+    #[inline]
+    fn after_free(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+        match slab.listing() {
+            Listing::Full => {
+                self.list(heap, slab);
+                if slab.is_empty() {
+                    self.retire(heap, slab);
+                }
+            }
+            Listing::Partial if slab.is_empty() => self.retire(heap, slab),
+            _ => {}
+        }
+    }
+
+    /// An empty partial slab: kept where it is the class's only one in reserve.
+    fn retire(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+        let bin = self.bins[slab.class.index()];
+        if bin.current == 0 && bin.partial == slab.head.0 + 1 && slab.desc.next.load(Relaxed) == 0 {
+            return;
+        }
+        self.unlist(heap, slab);
+        self.release(heap, slab);
+    }
+
+    fn release(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+        let granules = slab.class.slab_granules();
+        for distance in 0..granules {
+            heap.set_entry(GranuleIdx(slab.head.0 + distance), Entry::FREE);
+        }
+        self.bins[slab.class.index()].slabs -= 1;
+        let bytes = granules as u64 * GRANULE as u64;
+        heap.process(self.process).in_slabs.fetch_sub(bytes, Relaxed);
+        let committed = slab.desc.committed.load(Relaxed);
+        heap.return_run(self.process, slab.head, granules, committed);
+    }
+
+    fn list(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+        let bin = &mut self.bins[slab.class.index()];
+        slab.desc.next.store(bin.partial, Relaxed);
+        slab.desc.prev.store(0, Relaxed);
+        if bin.partial != 0 {
+            heap.desc(GranuleIdx(bin.partial - 1)).prev.store(slab.head.0 + 1, Relaxed);
+        }
+        bin.partial = slab.head.0 + 1;
+        slab.set_listing(Listing::Partial);
+    }
+
+    fn unlist(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+        let (next, prev) = (slab.desc.next.load(Relaxed), slab.desc.prev.load(Relaxed));
+        match prev {
+            0 => self.bins[slab.class.index()].partial = next,
+            prev => heap.desc(GranuleIdx(prev - 1)).next.store(next, Relaxed),
+        }
+        if next != 0 {
+            heap.desc(GranuleIdx(next - 1)).prev.store(prev, Relaxed);
+        }
+        slab.set_listing(Listing::Full);
+    }
+
+    /// Takes in what others returned to this heap's slabs and runs.
+    pub(crate) fn collect(&mut self, heap: &RegionHeap) {
+        let block = heap.block(self.id);
+        let mut at = remote::take_list(&block.returned);
+        // A sound list has every granule at most once; a damaged one must end too.
+        let mut left = heap.granules();
+        while at != 0 && at <= heap.granules() && left > 0 {
+            left -= 1;
+            let head = GranuleIdx(at - 1);
+            let desc = heap.desc(head);
+            at = remote::unlink(&desc.pending, &desc.remote_next);
+            let entry = heap.entry(head);
+            if entry.owner() != self.id || entry.distance() != 0 {
+                Self::pass_on(heap, head, entry);
+                continue;
+            }
+            match entry.kind() {
+                Kind::Slab if entry.class_index() < CLASSES => {
+                    let slab = Slab::new(heap, head, ClassId::new(entry.class_index()));
+                    let (back, refused) = slab.collect();
+                    if refused > 0 {
+                        heap.source().refused_frees.fetch_add(refused as u64, Relaxed);
+                    }
+                    if back > 0 {
+                        self.after_free(heap, &slab);
+                    }
+                }
+                Kind::Run if desc.take_returned_run() => {
+                    heap.free_run(self.process, head);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A slab that changed hands while a freer was on its way to this heap's list.
+    fn pass_on(heap: &RegionHeap, head: GranuleIdx, entry: Entry) {
+        let desc = heap.desc(head);
+        let waiting = match entry.kind() {
+            Kind::Slab if entry.class_index() < CLASSES && entry.distance() == 0 => {
+                let slab = Slab::new(heap, head, ClassId::new(entry.class_index()));
+                (0..slab.words()).any(|word| slab.remote_word(word).load(Ordering::SeqCst) != 0)
+            }
+            Kind::Run => entry.distance() == 0 && desc.is_run_returned(),
+            _ => false,
+        };
+        if waiting {
+            let owner = heap.block(entry.owner());
+            remote::announce(&desc.pending, &desc.remote_next, &owner.returned, head.0 + 1);
+        }
+    }
+
+    /// Gives up everything that is not in use: for a heap whose thread has ended.
+    pub(crate) fn tidy(&mut self, heap: &RegionHeap) {
+        self.collect(heap);
+        for index in 0..CLASSES {
+            let class = ClassId::new(index);
+            let current = self.bins[index].current;
+            if current != 0 {
+                let slab = Slab::new(heap, GranuleIdx(current - 1), class);
+                self.bins[index].current = 0;
+                if slab.is_empty() {
+                    self.release(heap, &slab);
+                } else if slab.free_count() > 0 || slab.fresh() < class.blocks() {
+                    self.list(heap, &slab);
+                } else {
+                    slab.set_listing(Listing::Full);
+                }
+            }
+            let mut at = self.bins[index].partial;
+            while at != 0 {
+                let slab = Slab::new(heap, GranuleIdx(at - 1), class);
+                at = slab.desc.next.load(Relaxed);
+                if slab.is_empty() {
+                    self.unlist(heap, &slab);
+                    self.release(heap, &slab);
+                }
+            }
+        }
+    }
+
+    /// The slabs in this heap's lists, for `verify`: calls `visit` with each class's current slab
+    /// (true) and partial ones (false).
+    pub(crate) fn for_each_listed(
+        &self,
+        heap: &RegionHeap,
+        mut visit: impl FnMut(ClassId, GranuleIdx, bool),
+    ) {
+        for (index, bin) in self.bins.iter().enumerate() {
+            let class = ClassId::new(index);
+            if bin.current != 0 {
+                visit(class, GranuleIdx(bin.current - 1), true);
+            }
+            let mut at = bin.partial;
+            let mut left = heap.granules();
+            while at != 0 && at <= heap.granules() && left > 0 {
+                left -= 1;
+                visit(class, GranuleIdx(at - 1), false);
+                at = heap.desc(GranuleIdx(at - 1)).next.load(Relaxed);
+            }
+        }
+    }
+}

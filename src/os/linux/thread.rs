@@ -1,0 +1,93 @@
+//! What happens when a thread ends or the process forks.
+#![allow(unsafe_code)] // pthread calls
+
+use core::ffi::c_void;
+
+use super::error_for;
+use crate::base::Result;
+use crate::sync::atomic::{AtomicU32, Ordering};
+
+/// A thread-specific value whose destructor runs when a thread that set it ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExitKey(libc::pthread_key_t);
+
+impl ExitKey {
+    /// Makes a key. The destructor gets the ending thread's value when that is not null; it may
+    /// set the value again to be called once more, a few times.
+    pub(crate) fn create(destructor: unsafe extern "C" fn(*mut c_void)) -> Result<ExitKey> {
+        let mut key = 0;
+        // SAFETY: `key` is a place for the result.
+        match unsafe { libc::pthread_key_create(&mut key, Some(destructor)) } {
+            0 => Ok(ExitKey(key)),
+            errno => Err(error_for(errno, 0)),
+        }
+    }
+    /// Sets the calling thread's value. The C library may allocate here for late keys (from the
+    /// 33rd on in glibc), so the caller must be ready to be entered again.
+    pub(crate) fn set(self, value: *mut c_void) -> Result<()> {
+        // SAFETY: the key was made by `create` and is never deleted.
+        match unsafe { libc::pthread_setspecific(self.0, value) } {
+            0 => Ok(()),
+            errno => Err(error_for(errno, 0)),
+        }
+    }
+}
+
+/// Registers functions to run around every fork: `prepare` before it, then `parent` and `child`
+/// on the two sides. Not run by `vfork` and `posix_spawn`.
+pub(crate) fn at_fork(
+    prepare: unsafe extern "C" fn(),
+    parent: unsafe extern "C" fn(),
+    child: unsafe extern "C" fn(),
+) -> Result<()> {
+    // SAFETY: the functions live as long as the program.
+    match unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) } {
+        0 => Ok(()),
+        errno => Err(error_for(errno, 0)),
+    }
+}
+
+/// How many forks lie between this process and the one that first asked: what was made under
+/// another number was made by an ancestor. Counted from the first call on; `None` where forks
+/// cannot be noticed.
+pub(crate) fn fork_generation() -> Option<u32> {
+    static GENERATION: AtomicU32 = AtomicU32::new(0);
+    static REGISTERED: AtomicU32 = AtomicU32::new(NOT_YET);
+    const NOT_YET: u32 = 0;
+    const DONE: u32 = 1;
+    const FAILED: u32 = 2;
+    unsafe extern "C" fn nothing() {}
+    unsafe extern "C" fn count() {
+        GENERATION.fetch_add(1, Ordering::Relaxed);
+    }
+    if REGISTERED.load(Ordering::Acquire) == NOT_YET {
+        // Two threads may both register; a generation then counts by two, which is as good.
+        let done = if at_fork(nothing, nothing, count).is_ok() { DONE } else { FAILED };
+        REGISTERED.store(done, Ordering::Release);
+    }
+    (REGISTERED.load(Ordering::Relaxed) == DONE).then(|| GENERATION.load(Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static ENDED: AtomicU32 = AtomicU32::new(0);
+
+    unsafe extern "C" fn ended(value: *mut c_void) {
+        ENDED.fetch_add(value.addr() as u32, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn the_destructor_runs_for_threads_that_set_a_value() {
+        let key = ExitKey::create(ended).unwrap();
+        for value in [0, 5, 37] {
+            std::thread::spawn(move || {
+                key.set(core::ptr::without_provenance_mut(value)).unwrap();
+            })
+            .join()
+            .unwrap();
+        }
+        assert_eq!(ENDED.load(Ordering::Relaxed), 42);
+    }
+}

@@ -1,0 +1,45 @@
+//! Regions: ranges of addresses with a segment behind them, in which offsets mean the same to
+//! every process.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `header` | the first page of a region, and what makes one believable |
+//! | `options` | what a caller may ask for |
+//! | `place` | where in the address space a region goes |
+//! | `registry` | which regions this process has: by address, by id |
+//! | `handle` | [`Region`], the counted handle, and what can be done with its pages |
+//! | `make` | the steps of creating and attaching that the backends have in common |
+//! | `backend`, `named`, `memfd`, `private` | the kinds of segment |
+//! | `fork` | a forked child's own copy of a region |
+//! | `token` | telling another process where a region is |
+//! | `resolve` | `FullPtr` from an address or from a `ShmPtr` |
+//!
+//! ```text
+//!  base                                                                   base + len
+//!   | header, one page | payload ......................................... |
+//!   0                  payload_offset                                     offsets
+//! ```
+//!
+//! Nothing here allocates: regions are made inside `malloc`.
+
+mod backend;
+mod fork;
+mod handle;
+pub(crate) mod header;
+mod make;
+mod memfd;
+mod named;
+mod options;
+pub(crate) mod place;
+mod private;
+pub(crate) mod registry;
+mod resolve;
+mod token;
+
+pub use backend::{Backend, BackendKind};
+pub use handle::Region;
+pub use memfd::MemfdBackend;
+pub use named::{FileBackend, PosixShmMmap};
+pub use options::RegionOptions;
+pub use private::{ArrayBackend, MallocBackend, PosixMmap};
+pub use token::ShareToken;

@@ -1,0 +1,16 @@
+//! The machine's atomics, and loom's beside them.
+//!
+//! Types that lie in a region (`shm`) are always the machine's: a region is raw memory, and loom's
+//! atomics are not. The kernels that loom checks are generic over the words they work on:
+//! the machine's in the crate, loom's (`model`) in the models.
+
+/// Atomics with the layout of their integer, fit to lie in shared memory.
+pub(crate) use core::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
+
+/// Loom's atomics, for the kernels' models.
+#[cfg(loom)]
+pub(crate) mod model {
+    pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize};
+}

@@ -1,0 +1,10 @@
+//! Atomics, locks and identities: the only folder that names `core::sync::atomic`.
+//!
+//! Everything else in the crate takes its atomics from [`atomic`], so that the concurrent kernels
+//! run unchanged under [loom](https://docs.rs/loom).
+
+pub(crate) mod atomic;
+pub(crate) mod futex;
+pub(crate) mod identity;
+pub(crate) mod lock;
+pub(crate) mod shm_lock;
