@@ -1,0 +1,257 @@
+//! The allocators: binaries that are built, and libraries that are preloaded.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::package;
+
+/// An allocator that can be measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    /// Where it comes from, for people.
+    pub(crate) how: String,
+    pub(crate) executable: PathBuf,
+    pub(crate) environment: Vec<(String, OsString)>,
+}
+
+/// An allocator that cannot be measured here.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct LeftOut {
+    pub(crate) name: String,
+    pub(crate) reason: String,
+}
+
+/// A workload, as the binaries describe it.
+#[derive(Clone, Debug)]
+pub(crate) struct Workload {
+    pub(crate) name: String,
+    pub(crate) group: String,
+    pub(crate) about: String,
+    pub(crate) by_default: bool,
+}
+
+/// Where a peer comes from.
+enum Source {
+    /// The binary `peer-<0>`, built with the feature of that name if there is one, with tools that
+    /// the build needs, run in an environment.
+    Built(
+        &'static str,
+        Option<&'static str>,
+        &'static [&'static str],
+        &'static [(&'static str, &'static str)],
+    ),
+    /// An installed library, over the `system` binary.
+    Preloaded(&'static str),
+    /// The library that `cargo build --release` makes of this project, over the `system` binary.
+    Own(&'static str),
+}
+
+const PEERS: &[(&str, &str, Source)] = &[
+    ("hshm", "this crate, in shared memory", Source::Built("hshm", None, &[], &[])),
+    (
+        "hshm-private",
+        "this crate, in private memory",
+        Source::Built("hshm", None, &[], &[("HSHM_BACKEND", "private")]),
+    ),
+    ("system", "the C library's", Source::Built("system", None, &[], &[])),
+    (
+        "mimalloc3",
+        "crate mimalloc, version 3 of the allocator",
+        Source::Built("mimalloc3", Some("mimalloc3"), &["cc"], &[]),
+    ),
+    (
+        "mimalloc2",
+        "crate mimalloc, version 2 of the allocator",
+        Source::Built("mimalloc2", Some("mimalloc2"), &["cc"], &[]),
+    ),
+    (
+        "snmalloc",
+        "crate snmalloc-rs",
+        Source::Built("snmalloc", Some("snmalloc"), &["cmake", "c++", "make"], &[]),
+    ),
+    (
+        "jemalloc",
+        "crate tikv-jemallocator",
+        Source::Built("jemalloc", Some("jemalloc"), &["cc", "make"], &[]),
+    ),
+    ("rpmalloc", "crate rpmalloc", Source::Built("rpmalloc", Some("rpmalloc"), &["cc"], &[])),
+    ("pre-mimalloc", "preloaded", Source::Preloaded("libmimalloc.so.2")),
+    ("pre-jemalloc", "preloaded", Source::Preloaded("libjemalloc.so.2")),
+    ("pre-tcmalloc", "preloaded", Source::Preloaded("libtcmalloc_minimal.so.4")),
+    ("pre-tbbmalloc", "preloaded", Source::Preloaded("libtbbmalloc_proxy.so.2")),
+    ("pre-hshm", "preloaded, this crate as a C library", Source::Own("libhshm.so")),
+];
+
+/// Where distributions put libraries.
+const LIBRARY_FOLDERS: [&str; 6] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib64",
+    "/usr/local/lib",
+];
+
+/// Builds and finds what is asked for (nothing named: everything), and the baseline. Fails where
+/// nothing is left, or the baseline is missing.
+pub(crate) fn prepare(
+    wanted: &[String],
+    baseline: &str,
+) -> Result<(Vec<Peer>, Vec<LeftOut>), String> {
+    if let Some(name) = wanted.iter().find(|n| !PEERS.iter().any(|(known, ..)| known == n)) {
+        let known: Vec<_> = PEERS.iter().map(|(name, ..)| *name).collect();
+        return Err(format!("{name}: no such allocator; there are {}", known.join(", ")));
+    }
+    let is_wanted = |name: &str| {
+        wanted.is_empty() || name == baseline || wanted.iter().any(|wanted| wanted == name)
+    };
+    let mut builds = Builds::default();
+    let (mut peers, mut left_out) = (Vec::new(), Vec::new());
+    for (name, how, source) in PEERS.iter().filter(|(name, ..)| is_wanted(name)) {
+        let found = builds.locate(source).and_then(|(executable, environment)| {
+            let how = match environment.iter().find(|(key, _)| key == "LD_PRELOAD") {
+                Some((_, library)) => format!("{how}: {}", library.to_string_lossy()),
+                None => how.to_string(),
+            };
+            let peer = Peer { name: name.to_string(), how, executable, environment };
+            workloads(&peer).map(|_| peer)
+        });
+        match found {
+            Ok(peer) => peers.push(peer),
+            Err(reason) if *name == baseline => return Err(format!("{name}: {reason}")),
+            Err(reason) => left_out.push(LeftOut { name: name.to_string(), reason }),
+        }
+    }
+    if !peers.iter().any(|peer| peer.name == baseline) {
+        return Err(format!("{baseline}: no such allocator to compare to"));
+    }
+    Ok((peers, left_out))
+}
+
+/// What the binary can run. Shows too that it starts at all.
+pub(crate) fn workloads(peer: &Peer) -> Result<Vec<Workload>, String> {
+    let output = Command::new(&peer.executable)
+        .arg("--list")
+        .env_remove("LD_PRELOAD")
+        .envs(peer.environment.iter().cloned())
+        .output()
+        .map_err(|error| error.to_string())?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() || errors.contains("cannot be preloaded") {
+        return Err(format!("does not start ({}): {}", output.status, errors.trim()));
+    }
+    let parse = |line: &str| match line.split('\t').collect::<Vec<_>>()[..] {
+        [name, group, _, default, about] => Some(Workload {
+            name: name.into(),
+            group: group.into(),
+            about: about.into(),
+            by_default: default == "1",
+        }),
+        _ => None,
+    };
+    let listed =
+        String::from_utf8_lossy(&output.stdout).lines().map(parse).collect::<Option<Vec<_>>>();
+    listed.ok_or_else(|| "its list of workloads cannot be understood".to_string())
+}
+
+/// Binaries that were built in this run, or could not be.
+#[derive(Default)]
+struct Builds {
+    done: Vec<(&'static str, Result<PathBuf, String>)>,
+}
+
+type Located = (PathBuf, Vec<(String, OsString)>);
+
+impl Builds {
+    fn locate(&mut self, source: &Source) -> Result<Located, String> {
+        match *source {
+            Source::Built(binary, feature, tools, environment) => {
+                let executable = self.build(binary, feature, tools)?;
+                let owned = environment.iter().map(|(k, v)| (k.to_string(), OsString::from(v)));
+                Ok((executable, owned.collect()))
+            }
+            Source::Preloaded(name) => {
+                let library = LIBRARY_FOLDERS
+                    .iter()
+                    .map(|folder| Path::new(folder).join(name))
+                    .find(|path| path.exists())
+                    .ok_or_else(|| format!("{name} is not installed"))?;
+                self.preloaded(library)
+            }
+            Source::Own(name) => {
+                let executable = self.build("system", None, &[])?;
+                // target/compare/peer-system
+                let target = executable.ancestors().nth(2).unwrap_or(package());
+                let library = target.join("release").join(name);
+                if !library.exists() {
+                    return Err(format!("{} is not built", library.display()));
+                }
+                self.preloaded(library)
+            }
+        }
+    }
+
+    fn preloaded(&mut self, library: PathBuf) -> Result<Located, String> {
+        let executable = self.build("system", None, &[])?;
+        Ok((executable, vec![("LD_PRELOAD".into(), library.into())]))
+    }
+
+    fn build(
+        &mut self,
+        binary: &'static str,
+        feature: Option<&'static str>,
+        tools: &[&str],
+    ) -> Result<PathBuf, String> {
+        if let Some((_, result)) = self.done.iter().find(|(done, _)| *done == binary) {
+            return result.clone();
+        }
+        eprintln!("building {binary}");
+        let result = build(&format!("peer-{binary}"), feature).map_err(|reason| {
+            let missing: Vec<_> = tools.iter().copied().filter(|tool| !installed(tool)).collect();
+            match missing[..] {
+                [] => reason,
+                _ => format!("not installed: {}; {reason}", missing.join(", ")),
+            }
+        });
+        self.done.push((binary, result.clone()));
+        result
+    }
+}
+
+/// Each in a call of its own: the features exclude each other, and one failure stays one.
+fn build(binary: &str, feature: Option<&str>) -> Result<PathBuf, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--profile", "compare", "--package", "hshm-compare", "--bin", binary]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    if let Some(feature) = feature {
+        command.args(["--features", feature]);
+    }
+    let output = command
+        .current_dir(package())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("cargo: {error}"))?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let line =
+            errors.lines().find(|line| line.starts_with("error")).unwrap_or("no reason given");
+        return Err(format!("does not build: {line}"));
+    }
+    let artifacts = String::from_utf8_lossy(&output.stdout);
+    artifacts
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == binary)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| "cargo named no executable".into())
+}
+
+fn installed(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(tool).exists())
+}
