@@ -10,7 +10,6 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use hshm::{AttachedHeap, Error, FullPtr, HeapToken, HshmAlloc, RegionOptions, ShmPtr};
 use support::turn;
@@ -44,16 +43,9 @@ fn wait(pid: libc::pid_t) {
 
 #[track_caller]
 fn verify() {
-    let mut last = None;
-    for _ in 0..50 {
-        // The harness's own thread may be printing a line.
-        match A.verify() {
-            Ok(_) => return,
-            Err(fault) => last = Some(fault),
-        }
-        std::thread::sleep(Duration::from_millis(2));
+    if let Err(fault) = A.verify() {
+        panic!("{fault}");
     }
-    panic!("{}", last.unwrap());
 }
 
 /// Runs `work` while other threads allocate and free, and hand each other what they allocated.
@@ -155,12 +147,15 @@ fn a_child_has_its_own_objects() {
     beside_busy_threads(|| {
         for _ in 0..5 {
             let child = fork(|| {
+                verify();
                 objects.check();
                 objects.wreck();
+                verify();
             });
             // The parent writes, too, while the child runs.
             let mut more = Objects::new();
             more.wreck();
+            verify();
             wait(child);
             objects.check();
         }
@@ -341,6 +336,18 @@ fn over_private_memory() {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
     }
+}
+
+/// Whatever the other threads were doing, a child's heap is whole.
+#[test]
+fn forks_beside_busy_threads_catch_nothing_half_way() {
+    let _turn = turn();
+    beside_busy_threads(|| {
+        for _ in 0..100 {
+            wait(fork(verify));
+        }
+    });
+    verify();
 }
 
 /// Forks, and says how the child, which would do nothing, ended.

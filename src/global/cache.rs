@@ -24,6 +24,7 @@ use core::ptr;
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
 use crate::heap::thread::{BATCH, ThreadHeap};
 use crate::sync::atomic::AtomicU32;
+use crate::sync::gate::Visits;
 
 /// Most regions that one process's heap can have.
 pub(crate) const MAX_REGIONS: usize = 64;
@@ -112,7 +113,18 @@ pub(crate) struct Body {
     room_bytes: usize,
     /// The next body in the pool of bodies without a thread.
     pub(crate) next: *mut Body,
+    /// What says whether this body's thread is inside the engine; never null, for ever valid.
+    member: *const Member,
     slots: [*mut u8; SLOTS],
+}
+
+/// A body's entry in the list of all bodies there ever were, which fork walks. Apart from the body,
+/// because other threads look at it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) visits: Visits,
+    /// The member before this one.
+    pub(crate) next: *const Member,
 }
 
 /// Most blocks that any class's stack can hold.
@@ -301,8 +313,11 @@ impl Body {
     /// Makes a body out of zeroed memory.
     ///
     /// # Safety
-    /// `place` is zeroed, aligned, private and large enough.
-    pub(crate) unsafe fn init(place: *mut Body) {
+    /// `place` is zeroed, aligned, private and large enough; `member` lives for ever and is no other
+    /// body's.
+    pub(crate) unsafe fn init(place: *mut Body, member: *const Member) {
+        // SAFETY: the caller's.
+        unsafe { (*place).member = member };
         for class in 0..CLASSES {
             let batch = (capacity(class) / 4).clamp(1, 8) as u8;
             // SAFETY: the caller's; all-zero is a valid value of every field.
@@ -336,6 +351,12 @@ impl ThreadCache {
             // No room yet: the first free of a class asks whose the block is (`slow::overflow`).
             self.bins[class + 1] = Bin { top: start, limit: start };
         }
+    }
+
+    /// The counter of this thread's visits to the engine.
+    pub(crate) fn visits(&self) -> &'static Visits {
+        // SAFETY: a body's member is valid for ever.
+        unsafe { &(*self.member).visits }
     }
 
     /// Lets go of the body, whose slots are all free by now, for good.
@@ -444,11 +465,12 @@ mod tests {
 
     #[test]
     fn stacks_keep_order_and_limits() {
+        let member = Member { visits: Visits::new(), next: ptr::null() };
         let mut place = Box::<Body>::new_zeroed();
         let mut cache = ThreadCache::NEW;
         // SAFETY: zeroed, initialised in place, and used by this cache alone.
         unsafe {
-            Body::init(place.as_mut_ptr());
+            Body::init(place.as_mut_ptr(), &member);
             cache.attach(place.as_mut_ptr(), FirstRegion::NONE);
         }
         let cache = &mut cache;

@@ -1,7 +1,7 @@
 //! What a fork does to the heap: the child gets a copy of its own.
 //!
 //! ```text
-//! prepare   take every lock of the heap; copy the used parts of each shared region
+//! prepare   make the heap stand still, take every lock; copy the used parts of each shared region
 //! parent    forget the copies, leave the locks
 //! child     map the copies where the originals were, leave the locks
 //! ```
@@ -12,10 +12,14 @@
 //! The hooks run for `fork` only; `posix_spawn` and `vfork` never need them. A private heap needs
 //! nothing but the locks: the kernel's copy-on-write does the rest.
 //!
-//! In a program with several threads the others run on while the copy is made. What they write
-//! meanwhile may or may not be in it, as with any data that is being written while a fork happens;
-//! the heap's own structures are sound either way. What other threads' caches held is lost to the
-//! child, and so are their heaps: their slabs stay as they are.
+//! In a program with several threads the others run on while the copy is made, but none of them is
+//! inside the engine: the heap's own structures are whole in the copy. What they write into their
+//! data meanwhile may or may not be in it, as with any data that is being written while a fork
+//! happens. What other threads' caches held is lost to the child, and so are their heaps: their
+//! slabs stay as they are.
+//!
+//! Fork hooks that were registered before the program's first allocation run while the heap stands
+//! still, and must not allocate or free.
 #![allow(unsafe_code)] // runs in the hooks of a fork
 
 use core::cell::UnsafeCell;
@@ -41,7 +45,7 @@ pub(super) fn register() {
 }
 
 unsafe extern "C" fn prepare() {
-    HEAP.lock.lock_raw();
+    HEAP.stand_still();
     for part in HEAP.parts() {
         part.shared_lock.lock_raw();
         part.heap.fork_prepare(part.process);
@@ -66,7 +70,7 @@ unsafe extern "C" fn parent() {
         part.heap.fork_parent(part.process);
         part.shared_lock.unlock_raw();
     }
-    HEAP.lock.unlock_raw();
+    HEAP.go_on();
 }
 
 unsafe extern "C" fn child() {
@@ -82,5 +86,5 @@ unsafe extern "C" fn child() {
         part.heap.fork_child(part.process, pid, started);
         part.shared_lock.unlock_raw();
     }
-    HEAP.lock.unlock_raw();
+    HEAP.go_on();
 }

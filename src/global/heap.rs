@@ -16,7 +16,7 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use super::cache::{Body, FirstRegion, MAX_REGIONS, Phase, ThreadCache};
+use super::cache::{Body, FirstRegion, MAX_REGIONS, Member, Phase, ThreadCache};
 use super::config::{Config, HeapBackend, MINIMUM_CAPACITY};
 use super::grow::add_unless_grown;
 use super::{fork, slow, tls};
@@ -26,7 +26,8 @@ use crate::heap::layout::{MAX_THREAD_BLOCKS, ProcessSlot, RegionHeap, TableSizes
 use crate::heap::thread::ThreadHeap;
 use crate::os;
 use crate::region::{Backend, MemfdBackend, PosixMmap, Region, RegionOptions};
-use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use crate::sync::gate::{Gate, Visit, Visits};
 use crate::sync::lock::RawLock;
 
 /// One region of the heap.
@@ -49,6 +50,10 @@ pub(crate) struct Heap {
     /// Bytes returned to heaps without a thread since somebody looked after them.
     unattended: AtomicUsize,
     pool: UnsafeCell<*mut Body>,
+    /// Closed while a fork copies the heap, or `verify` walks it.
+    gate: Gate,
+    /// The member of every body there ever was.
+    members: AtomicPtr<Member>,
     /// Private memory not handed out yet: address and bytes.
     meta: UnsafeCell<(usize, usize)>,
     exit_key: UnsafeCell<Option<os::ExitKey>>,
@@ -69,6 +74,8 @@ pub(crate) static HEAP: Heap = Heap {
     ready: AtomicU32::new(0),
     unattended: AtomicUsize::new(0),
     pool: UnsafeCell::new(ptr::null_mut()),
+    gate: Gate::new(),
+    members: AtomicPtr::new(ptr::null_mut()),
     meta: UnsafeCell::new((0, 0)),
     exit_key: UnsafeCell::new(None),
     unshared: UnsafeCell::new(Error::NotShared),
@@ -144,6 +151,9 @@ impl Heap {
         unsafe { *self.config.get() = config.with_environment() };
         if add_unless_grown(&self.count, 0, || (), |index| self.place_region(index, 0)).is_err() {
             return false;
+        }
+        if os::register_barrier() {
+            self.gate.rely_on_closers();
         }
         // SAFETY: the lock is held.
         unsafe { *self.exit_key.get() = os::ExitKey::create(on_thread_exit).ok() };
@@ -253,12 +263,62 @@ impl Heap {
                 self.set_idle(body, 0);
                 return body;
             }
-            let place = self.meta_locked(size_of::<Body>(), align_of::<Body>()).cast::<Body>();
-            if !place.is_null() {
-                Body::init(place);
+            let member = self.meta_locked(size_of::<Member>(), align_of::<Member>());
+            let body = self.meta_locked(size_of::<Body>(), align_of::<Body>());
+            if member.is_null() || body.is_null() {
+                return ptr::null_mut();
             }
-            place
+            let (member, body) = (member.cast::<Member>(), body.cast::<Body>());
+            // Only here, under the lock, does the list change.
+            let next = self.members.load(Ordering::Relaxed);
+            member.write(Member { visits: Visits::new(), next });
+            Body::init(body, member);
+            // Before the body's thread comes to the gate: a swap, which no later load passes.
+            self.members.swap(member, Ordering::SeqCst);
+            body
         }
+    }
+
+    /// Enters the engine: whatever changes slabs, runs, chunks or thread blocks does so on a visit.
+    /// Visits of threads without a cache must not nest.
+    #[inline]
+    pub(crate) fn visit(&self) -> Visit<'_> {
+        // SAFETY: the pointer is to this thread's cache.
+        let cache = unsafe { &*tls::get() };
+        if cache.phase == Phase::Live {
+            self.gate.enter(cache.visits())
+        } else {
+            self.gate.enter_stray()
+        }
+    }
+
+    /// Makes the heap stand still: nobody is inside the engine, or gets in, until
+    /// [`go_on`](Heap::go_on). Threads with something in their caches run on.
+    ///
+    /// The calling thread must not allocate or free meanwhile.
+    pub(crate) fn stand_still(&self) {
+        // SAFETY: the pointer is to this thread's cache.
+        let cache = unsafe { &*tls::get() };
+        let own: *const Visits =
+            if cache.phase == Phase::Live { cache.visits() } else { ptr::null() };
+        self.gate.close(os::barrier_everywhere, || {
+            let mut next = self.members.load(Ordering::SeqCst).cast_const();
+            core::iter::from_fn(move || {
+                // SAFETY: null, or a member, which lives for ever and does not change its place.
+                let member: &'static Member = unsafe { next.as_ref() }?;
+                next = member.next;
+                Some(&member.visits)
+            })
+            // A fork by a signal handler that interrupted the engine would wait for itself.
+            .filter(move |&visits| !ptr::eq(visits, own))
+        });
+        self.lock.lock_raw();
+    }
+
+    /// Ends what [`stand_still`](Heap::stand_still) began.
+    pub(crate) fn go_on(&self) {
+        self.lock.unlock_raw();
+        self.gate.open();
     }
 
     fn pool_body(&self, body: *mut Body) {

@@ -26,7 +26,7 @@ mod tls;
 
 use core::alloc::{GlobalAlloc, Layout};
 
-use self::cache::rounded;
+use self::cache::{MAX_REGIONS, rounded};
 use self::config::Config;
 use self::heap::HEAP;
 use crate::base::Result;
@@ -90,15 +90,20 @@ impl HshmAlloc {
     /// Walks every invariant of the heap's regions, oldest first; see [`HeapReport`]. Blocks in
     /// threads' caches count as in use.
     ///
-    /// Exact while no other thread allocates or frees; otherwise it may report what is merely
-    /// under way.
+    /// Threads that allocate or free meanwhile wait, as far as their caches do not serve them.
     pub fn verify(&self) -> Result<Vec<HeapReport>, Fault> {
-        // The vector first: its own allocation changes the heap.
-        let mut reports = Vec::with_capacity(HEAP.count() + 1);
+        // The vector first: nothing may be allocated while the heap stands still.
+        let mut reports = Vec::with_capacity(MAX_REGIONS);
+        HEAP.stand_still();
+        let mut fault = None;
         for part in HEAP.parts() {
-            reports.push(crate::heap::verify::verify(&part.heap, core::iter::empty())?);
+            match crate::heap::verify::verify(&part.heap, core::iter::empty()) {
+                Ok(report) => reports.push(report),
+                Err(found) => fault = fault.or(Some(found)),
+            }
         }
-        Ok(reports)
+        HEAP.go_on();
+        fault.map_or(Ok(reports), Err)
     }
 }
 

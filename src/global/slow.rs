@@ -72,6 +72,7 @@ pub(crate) fn refill_zeroed(config: &Config, offset: usize, size: usize) -> *mut
         let part = HEAP.part(region);
         let heap = cache.heaps[region];
         if !heap.is_null() {
+            let _visit = HEAP.visit();
             // SAFETY: this thread's heap.
             if let Ok(Some(block)) = unsafe { (*heap).allocate_fresh(&part.heap, class) } {
                 return block;
@@ -162,6 +163,7 @@ fn in_some_shared<R>(
     if !HEAP.ensure(config) {
         return None;
     }
+    let _visit = HEAP.visit();
     HEAP.parts().for_each(|part| part.heap.forget_shortage());
     let mut growths = GROWTHS;
     let mut seen = 0;
@@ -208,6 +210,7 @@ fn in_some_region<R>(
     mut work: impl FnMut(&Part, &mut ThreadHeap) -> Result<R>,
 ) -> Option<R> {
     let first = cache.region;
+    let _visit = HEAP.visit();
     let mut tidied = false;
     let mut growths = GROWTHS;
     loop {
@@ -297,6 +300,7 @@ impl Outgoing {
 
 /// Returns blocks of one class to their slabs. `cache` is the calling thread's, if it has one.
 fn flush(cache: Option<&ThreadCache>, class: ClassId, blocks: &[*mut u8]) {
+    let _visit = HEAP.visit();
     let mut outgoing = Outgoing::new();
     let mut last: Option<(usize, &'static Part)> = None;
     let mut rest = blocks;
@@ -353,6 +357,7 @@ fn refuse() {
 
 /// Empties a cache whose thread ends, and tidies its heaps.
 pub(crate) fn flush_cache(cache: &mut ThreadCache) {
+    let _visit = HEAP.visit();
     for index in 0..CLASSES {
         let class = ClassId::new(index);
         let len = cache.len(class);
@@ -388,6 +393,7 @@ fn tidy_all(cache: &mut ThreadCache) {
 /// Gives what is free back to the system, as far as the calling thread can reach it.
 pub(crate) fn trim() {
     let cache = tls::get();
+    let _visit = HEAP.visit();
     // SAFETY: the pointer is to this thread's cache, which nothing else refers to now.
     unsafe {
         if (*cache).phase == Phase::Live {
@@ -462,6 +468,7 @@ fn cached_run(cache: &mut ThreadCache, size: usize, align: usize) -> Option<*mut
     let bin = &mut cache.runs[granules - 1];
     let place = (0..bin.len).rev().find(|&at| bin.runs[at].addr().is_multiple_of(align))?;
     let run = bin.runs[place];
+    let _visit = HEAP.visit();
     let (_, part, offset) = HEAP.find(run.addr())?;
     if part.heap.commit_run(GranuleIdx((offset / GRANULE) as u32), size).is_err() {
         return None;
@@ -478,6 +485,7 @@ fn cached_run(cache: &mut ThreadCache, size: usize, align: usize) -> Option<*mut
 /// As for `GlobalAlloc::dealloc`.
 #[inline(never)]
 pub(crate) unsafe fn free_large(block: *mut u8) {
+    let _visit = HEAP.visit();
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return refuse() };
     let freed = match part.heap.find_block(offset) {
         Ok(Block::Run { head, granules, .. }) => {
@@ -549,6 +557,7 @@ pub(crate) unsafe fn reallocate(
 
 /// Makes a run or a large block hold `size` bytes where it lies.
 fn resize_large(block: *mut u8, size: usize) -> bool {
+    let _visit = HEAP.visit();
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return false };
     match part.heap.find_block(offset) {
         Ok(Block::Run { head, granules, owner }) => {

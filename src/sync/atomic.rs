@@ -6,7 +6,8 @@
 
 /// Atomics with the layout of their integer, fit to lie in shared memory.
 pub(crate) use core::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    compiler_fence, fence,
 };
 
 /// Loom's atomics, for the kernels' models.

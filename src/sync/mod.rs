@@ -5,6 +5,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod futex;
+pub(crate) mod gate;
 pub(crate) mod identity;
 pub(crate) mod lock;
 pub(crate) mod shm_lock;

@@ -26,6 +26,31 @@ pub(crate) fn thread_id() -> u32 {
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
+// <linux/membarrier.h>; the libc crate has no names for them.
+const MEMBARRIER_CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+fn membarrier(command: libc::c_int) -> bool {
+    let _errno = KeepErrno::new();
+    // SAFETY: no memory is passed; a command that the kernel does not know is an error.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// Gets ready for [`barrier_everywhere`]; false where the system has none (before Linux 4.14, under
+/// some filters and emulators).
+pub(crate) fn register_barrier() -> bool {
+    membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
+        && membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)
+}
+
+/// Runs a full memory barrier in every running thread of this process. Once registered it does not
+/// fail; a forked child inherits the registration, or makes it anew here.
+pub(crate) fn barrier_everywhere() {
+    if !membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
+        register_barrier();
+    }
+}
+
 /// When a process started, in clock ticks since boot: with the pid it names a process for good.
 /// `None` for a process that is not there.
 pub(crate) fn process_start_time(pid: u32) -> Option<u64> {
