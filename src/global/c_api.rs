@@ -53,7 +53,7 @@ extern "C" fn allocate_coarse(size: usize) -> *mut c_void {
     if size > MAX_SMALL {
         return allocate_aligned(size, ALIGN);
     }
-    allocate_from(cache::coarse_offset(size))
+    allocate_from(bin_offset(size))
 }
 
 #[inline(always)]
@@ -65,13 +65,16 @@ fn allocate_from(offset: usize) -> *mut c_void {
 
 /// The byte offset of the bin for `malloc` of up to [`MAX_SMALL`] bytes.
 fn any_offset(size: usize) -> usize {
-    if size <= cache::MAX_FINE { bin_offset_c(size) } else { cache::coarse_offset(size) }
+    if size <= cache::MAX_FINE { bin_offset_c(size) } else { bin_offset(size) }
 }
 
 #[cold]
 #[inline(never)]
 extern "C" fn refill(offset: usize) -> *mut c_void {
-    let block = slow::refill(&CONFIG, offset);
+    let mut block = slow::refill(offset);
+    if block.is_null() {
+        block = slow::first_refill(&CONFIG, offset);
+    }
     if block.is_null() { no_memory() } else { block.cast() }
 }
 

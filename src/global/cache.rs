@@ -179,35 +179,28 @@ pub(crate) const fn bin_of(class: usize) -> u16 {
     ((class + 1) * size_of::<Bin>()) as u16
 }
 
-/// The largest size that [`FINE`] knows.
-pub(crate) const MAX_FINE: usize = 1024;
-
-/// Byte offset of a bin in the cache, for sizes up to 1 KiB in steps of 8 and up to [`MAX_SMALL`]
-/// in steps of 128. Constants, not statics: a copy in the caller's crate lets the compiler fold
-/// the look-up when the size is known.
-const FINE: [u16; 129] = {
-    let mut table = [bin_of(0); 129];
+/// Byte offset of a bin in the cache, for sizes up to [`MAX_SMALL`] in steps of 8. One table for all
+/// sizes keeps what is inlined into callers short, which decides what else the compiler inlines
+/// there. A constant, not a static: a copy in the caller's crate lets the compiler fold the look-up
+/// when the size is known.
+const OFFSETS: [u16; MAX_SMALL / 8 + 1] = {
+    let mut table = [bin_of(0); MAX_SMALL / 8 + 1];
     let mut index = 1;
-    while index < 129 {
+    while index < table.len() {
         table[index] = bin_of(class_index(index * 8));
         index += 1;
     }
     table
 };
-const COARSE: [u16; 257] = {
-    let mut table = [0; 257];
-    let mut index = 8;
-    while index < 257 {
-        table[index] = bin_of(class_index(index * 128));
-        index += 1;
-    }
-    table
-};
 
-/// [`FINE`] for C, where blocks of more than 8 bytes are aligned to 16; indexed by the size itself,
-/// which saves `malloc` two instructions of fourteen.
+/// The largest size that [`OFFSETS_C`] knows.
 #[cfg(feature = "c-api")]
-static FINE_C: [u16; MAX_FINE + 1] = {
+pub(crate) const MAX_FINE: usize = 1024;
+
+/// [`OFFSETS`] for C, where blocks of more than 8 bytes are aligned to 16; indexed by the size
+/// itself, which saves `malloc` two instructions of fourteen.
+#[cfg(feature = "c-api")]
+static OFFSETS_C: [u16; MAX_FINE + 1] = {
     let mut table = [bin_of(0); MAX_FINE + 1];
     let mut size = 9;
     while size <= MAX_FINE {
@@ -223,16 +216,7 @@ static FINE_C: [u16; MAX_FINE + 1] = {
 pub(crate) fn bin_offset_c(size: usize) -> usize {
     debug_assert!(size <= MAX_FINE);
     // SAFETY: the caller keeps the size at or below MAX_FINE.
-    unsafe { *FINE_C.get_unchecked(size) as usize }
-}
-
-/// The byte offset of the bin for a size of [`MAX_FINE`] to [`MAX_SMALL`] bytes.
-#[inline(always)]
-pub(crate) fn coarse_offset(size: usize) -> usize {
-    debug_assert!((MAX_FINE..=MAX_SMALL).contains(&size));
-    let table: &'static [u16; 257] = &COARSE;
-    // SAFETY: the caller keeps the size at or below MAX_SMALL, and (32768 + 127) / 128 is 256.
-    unsafe { *table.get_unchecked((size + 127) >> 7) as usize }
+    unsafe { *OFFSETS_C.get_unchecked(size) as usize }
 }
 
 /// The size that decides the class: a multiple of the alignment. Cannot overflow for a valid
@@ -250,13 +234,9 @@ pub(crate) const fn rounded(layout: Layout) -> usize {
 #[inline(always)]
 pub(crate) fn bin_offset(size: usize) -> usize {
     debug_assert!(size <= MAX_SMALL);
-    if size <= MAX_FINE {
-        let table: &'static [u16; 129] = &FINE;
-        // SAFETY: (1024 + 7) / 8 is 128.
-        unsafe { *table.get_unchecked((size + 7) >> 3) as usize }
-    } else {
-        coarse_offset(size)
-    }
+    let table: &'static [u16; MAX_SMALL / 8 + 1] = &OFFSETS;
+    // SAFETY: the caller keeps the size at or below MAX_SMALL.
+    unsafe { *table.get_unchecked(size.wrapping_add(7) >> 3) as usize }
 }
 
 /// The class of a rounded size of up to [`MAX_SMALL`] bytes.

@@ -117,8 +117,14 @@ impl Default for HshmAlloc {
 #[inline(always)]
 fn allocate_small(config: &Config, offset: usize) -> *mut u8 {
     // SAFETY: the pointer is the calling thread's; the offset came from `bin_offset`.
-    let block = unsafe { cache::pop(tls::get(), offset) };
-    if block.is_null() { slow::refill(config, offset) } else { block }
+    let mut block = unsafe { cache::pop(tls::get(), offset) };
+    if block.is_null() {
+        block = slow::refill(offset);
+        if block.is_null() {
+            block = slow::first_refill(config, offset);
+        }
+    }
+    block
 }
 
 /// Allocates `size` bytes of zeros from the class whose bin is at byte `offset` of the cache.
@@ -151,16 +157,11 @@ fn allocate_large_zeroed(config: &Config, size: usize, align: usize) -> *mut u8 
 #[inline(always)]
 unsafe fn free(block: *mut u8, layout: Layout) {
     let size = rounded(layout);
-    if size <= MAX_SMALL {
-        let offset = cache::bin_offset(size);
-        // SAFETY: the pointer is the calling thread's; the block is the caller's to give up.
-        if !unsafe { cache::push(tls::get(), offset, block) } {
-            // SAFETY: as above.
-            unsafe { slow::overflow(block, offset) };
-        }
-    } else {
+    // SAFETY: the pointer is the calling thread's; the block is the caller's to give up.
+    if size > MAX_SMALL || !unsafe { cache::push(tls::get(), cache::bin_offset(size), block) } {
+        // One call for all that is left: see `cache::OFFSETS`.
         // SAFETY: as above.
-        unsafe { slow::free_large(block) };
+        unsafe { slow::free(block, size) };
     }
 }
 

@@ -23,10 +23,32 @@ const RUN_GRANULES_KEPT: usize = 64;
 /// Large blocks that had to move once to grow get this many times their size of address space.
 const GROWTH_ROOM: usize = 2;
 
-/// Allocates when the bin at byte `offset` of the cache is empty.
+/// Allocates when the bin at byte `offset` of the cache is empty; null where there is no memory, or
+/// where the thread has no cache.
 #[cold]
 #[inline(never)]
-pub(crate) fn refill(config: &Config, offset: usize) -> *mut u8 {
+pub(crate) fn refill(offset: usize) -> *mut u8 {
+    let cache = tls::get();
+    // SAFETY: the pointer is to this thread's cache.
+    if unsafe { (*cache).phase } != Phase::Live {
+        return ptr::null_mut();
+    }
+    // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    fill(unsafe { &mut *cache }, class_at(offset))
+}
+
+/// What is left to try where [`refill`] came back with nothing: a thread's first allocation, and
+/// those that come after its end.
+///
+/// Apart from `refill`, so that the settings' address is nothing that a loop around an allocation
+/// keeps in a register.
+#[cold]
+#[inline(never)]
+pub(crate) fn first_refill(config: &Config, offset: usize) -> *mut u8 {
+    // SAFETY: the pointer is to this thread's cache.
+    if unsafe { (*tls::get()).phase } == Phase::Live {
+        return ptr::null_mut();
+    }
     let class = class_at(offset);
     let cache = HEAP.thread_cache(config);
     if cache.is_null() {
@@ -35,10 +57,15 @@ pub(crate) fn refill(config: &Config, offset: usize) -> *mut u8 {
     // SAFETY: the calling thread's own cache, which nothing else refers to now.
     let cache = unsafe { &mut *cache };
     if cache.len(class) > 0 {
-        // The cache was made just now, and making it allocated.
+        // Making the cache allocated, and filled this bin.
         // SAFETY: the calling thread's own cache, and a bin of it.
         return unsafe { super::cache::pop(cache, offset) };
     }
+    fill(cache, class)
+}
+
+/// Fills an empty bin and takes a block out of it.
+fn fill(cache: &mut ThreadCache, class: ClassId) -> *mut u8 {
     let most = (ThreadCache::capacity(class) / 2).clamp(1, BATCH);
     let want = (cache.batch[class.index()] as usize).clamp(1, most);
     cache.batch[class.index()] = (want * 2).min(most) as u8;
@@ -79,7 +106,10 @@ pub(crate) fn refill_zeroed(config: &Config, offset: usize, size: usize) -> *mut
             }
         }
     }
-    let block = refill(config, offset);
+    let mut block = refill(offset);
+    if block.is_null() {
+        block = first_refill(config, offset);
+    }
     if !block.is_null() {
         // SAFETY: the block has at least the class's size.
         unsafe { block.write_bytes(0, size) };
@@ -89,6 +119,17 @@ pub(crate) fn refill_zeroed(config: &Config, offset: usize, size: usize) -> *mut
 
 /// Blocks from this size on are worth asking for fresh ones: clearing them costs more.
 const FRESH_MATTERS: usize = 1024;
+
+/// Frees a block of rounded size `size` that the cache did not take.
+///
+/// # Safety
+/// As for `GlobalAlloc::dealloc`.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe fn free(block: *mut u8, size: usize) {
+    // SAFETY: the caller's contract.
+    unsafe { if size <= MAX_SMALL { overflow(block, bin_offset(size)) } else { free_large(block) } }
+}
 
 /// Frees when the bin at byte `offset` of the cache is full.
 ///
