@@ -18,10 +18,11 @@
 #![allow(unsafe_code)] // raw stacks of blocks
 
 use core::alloc::Layout;
-use core::ops::{Deref, DerefMut};
+use core::ops::{Deref, DerefMut, Range};
 use core::ptr;
 
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
+use crate::heap::process::MAX_RUN;
 use crate::heap::thread::{BATCH, ThreadHeap};
 use crate::sync::atomic::AtomicU32;
 use crate::sync::gate::Visits;
@@ -29,9 +30,11 @@ use crate::sync::gate::Visits;
 /// Most regions that one process's heap can have.
 pub(crate) const MAX_REGIONS: usize = 64;
 /// Runs of one length that a cache keeps.
-pub(crate) const RUNS_KEPT: usize = 8;
+const RUNS_KEPT: usize = 8;
 /// The longest run that a cache keeps, in granules.
-pub(crate) const RUN_LENGTHS: usize = 16;
+const RUN_LENGTHS: usize = MAX_RUN as usize;
+/// Granules of runs that a cache keeps at first, all lengths together, and at most.
+const RUN_GRANULES: Range<usize> = 64..256;
 
 /// Bins of a cache: class `c` has number `c + 1`. Number 0 and those past the classes are always
 /// empty and full, so that any class field of a granule map entry picks a bin that exists.
@@ -76,11 +79,92 @@ impl FirstRegion {
     pub(crate) const NONE: FirstRegion = FirstRegion { base: 0, granules: 0, map: ptr::null() };
 }
 
+/// A run that a cache keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptRun {
+    pub(crate) block: *mut u8,
+    /// Bytes from the start that are committed.
+    pub(crate) committed: usize,
+}
+
 /// Runs of one length, ready for reuse.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RunBin {
-    pub(crate) len: usize,
-    pub(crate) runs: [*mut u8; RUNS_KEPT],
+struct RunBin {
+    len: usize,
+    blocks: [*mut u8; RUNS_KEPT],
+    committed: [usize; RUNS_KEPT],
+}
+
+impl RunBin {
+    #[inline]
+    fn push(&mut self, run: KeptRun) {
+        self.blocks[self.len] = run.block;
+        self.committed[self.len] = run.committed;
+        self.len += 1;
+    }
+    #[inline]
+    fn remove(&mut self, place: usize) -> KeptRun {
+        let run = KeptRun { block: self.blocks[place], committed: self.committed[place] };
+        self.len -= 1;
+        self.blocks[place] = self.blocks[self.len];
+        self.committed[place] = self.committed[self.len];
+        run
+    }
+}
+
+/// The runs that a thread keeps.
+///
+/// They may come to [`RUN_GRANULES`]`.start` at first. A thread that finds none of a length soon
+/// after it had to give one away should have kept it, and may keep twice as many from then on.
+#[derive(Debug)]
+pub(crate) struct RunCache {
+    bins: [RunBin; RUN_LENGTHS],
+    /// Granules in `bins`.
+    granules: usize,
+    /// What `granules` may come to; 0 stands for the first limit.
+    limit: usize,
+    /// Whether a run was given away since the limit last changed.
+    gave_away: bool,
+}
+
+impl RunCache {
+    fn limit(&self) -> usize {
+        self.limit.max(RUN_GRANULES.start)
+    }
+    /// Keeps a run of `granules`; false where it does not fit.
+    #[inline]
+    pub(crate) fn keep(&mut self, granules: usize, run: KeptRun) -> bool {
+        let fits = self.granules + granules <= self.limit();
+        let Some(bin) = self.bins.get_mut(granules.wrapping_sub(1)) else { return false };
+        if !fits || bin.len == RUNS_KEPT {
+            self.gave_away |= bin.len < RUNS_KEPT;
+            return false;
+        }
+        bin.push(run);
+        self.granules += granules;
+        true
+    }
+    /// The last run of `granules` that was kept and is aligned to `align`, a power of two.
+    #[inline]
+    pub(crate) fn take(&mut self, granules: usize, align: usize) -> Option<KeptRun> {
+        let bin = self.bins.get_mut(granules.wrapping_sub(1))?;
+        let aligned = |place: &usize| bin.blocks[*place].addr() & (align - 1) == 0;
+        let Some(place) = (0..bin.len.min(RUNS_KEPT)).rev().find(aligned) else {
+            if self.gave_away {
+                self.gave_away = false;
+                self.limit = (2 * self.limit()).min(RUN_GRANULES.end);
+            }
+            return None;
+        };
+        self.granules -= granules;
+        Some(bin.remove(place))
+    }
+    /// Any run that is kept.
+    pub(crate) fn take_any(&mut self) -> Option<KeptRun> {
+        self.limit = 0;
+        let granules = 1 + self.bins.iter().position(|bin| bin.len > 0)?;
+        self.take(granules, 1)
+    }
 }
 
 /// A thread's cache: what lies in thread-local memory.
@@ -102,9 +186,7 @@ pub(crate) struct Body {
     pub(crate) region: usize,
     /// This thread's heap in each region; null where it has none yet.
     pub(crate) heaps: [*mut ThreadHeap; MAX_REGIONS],
-    pub(crate) runs: [RunBin; RUN_LENGTHS],
-    /// Granules in `runs`.
-    pub(crate) run_granules: usize,
+    pub(crate) runs: RunCache,
     /// Blocks to fetch at the next refill of each class.
     pub(crate) batch: [u8; CLASSES],
     /// Blocks of others that were freed while a class had no room.

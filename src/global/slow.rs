@@ -4,9 +4,7 @@
 use core::alloc::Layout;
 use core::ptr;
 
-use super::cache::{
-    Body, MAX_REGIONS, Phase, RUN_LENGTHS, RUNS_KEPT, ThreadCache, bin_offset, class_at, rounded,
-};
+use super::cache::{KeptRun, MAX_REGIONS, Phase, ThreadCache, bin_offset, class_at, rounded};
 use super::config::Config;
 use super::heap::{HEAP, Part};
 use super::tls;
@@ -18,8 +16,6 @@ use crate::heap::process::MAX_RUN;
 use crate::heap::thread::{BATCH, Block, ThreadHeap};
 use crate::sync::atomic::Ordering::Relaxed;
 
-/// Granules of runs that a cache keeps, all lengths together.
-const RUN_GRANULES_KEPT: usize = 64;
 /// Large blocks that had to move once to grow get this many times their size of address space.
 const GROWTH_ROOM: usize = 2;
 
@@ -450,16 +446,11 @@ pub(crate) fn trim() {
 
 /// Gives the runs that a cache keeps back.
 fn drop_runs(cache: &mut ThreadCache) {
-    for index in 0..RUN_LENGTHS {
-        while cache.runs[index].len > 0 {
-            cache.runs[index].len -= 1;
-            let run = cache.runs[index].runs[cache.runs[index].len];
-            if let Some((_, part, offset)) = HEAP.find(run.addr()) {
-                part.heap.free_run(part.process, GranuleIdx((offset / GRANULE) as u32));
-            }
+    while let Some(run) = cache.runs.take_any() {
+        if let Some((_, part, offset)) = HEAP.find(run.block.addr()) {
+            part.heap.free_run(part.process, GranuleIdx((offset / GRANULE) as u32));
         }
     }
-    cache.run_granules = 0;
 }
 
 /// Allocates more than [`MAX_SMALL`] bytes, or at a larger alignment. `room` is the address space
@@ -472,17 +463,14 @@ pub(crate) fn allocate_large(
     room: usize,
 ) -> (*mut u8, bool) {
     let size = size.max(1);
-    let cache = HEAP.thread_cache(config);
     let max_run = MAX_RUN as usize * GRANULE;
     let is_run = size <= max_run && align <= max_run;
+    if is_run && let Some(block) = kept_run(size, align) {
+        return (block, false);
+    }
+    let cache = HEAP.thread_cache(config);
     // A new region must have room to align the block in.
     let needed = size.saturating_add(if align > GRANULE { align } else { 0 });
-    if !cache.is_null() && is_run {
-        // SAFETY: the calling thread's own cache.
-        if let Some(block) = cached_run(unsafe { &mut *cache }, size, align) {
-            return (block, false);
-        }
-    }
     let take = |part: &Part, owner: BlockId| -> Result<(*mut u8, bool)> {
         let (head, zeroed) = if is_run {
             part.heap.allocate_run(part.process, owner, size, align)?
@@ -500,24 +488,29 @@ pub(crate) fn allocate_large(
     found.unwrap_or((ptr::null_mut(), false))
 }
 
-/// A run that the cache keeps and that fits.
-fn cached_run(cache: &mut ThreadCache, size: usize, align: usize) -> Option<*mut u8> {
+/// A run that the calling thread keeps and that fits.
+#[inline]
+fn kept_run(size: usize, align: usize) -> Option<*mut u8> {
+    // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    let cache = unsafe { &mut *tls::get() };
+    if cache.phase != Phase::Live {
+        return None;
+    }
     let granules = size.div_ceil(GRANULE);
-    if granules > RUN_LENGTHS {
-        return None;
+    let run = cache.runs.take(granules, align)?;
+    if size <= run.committed || commit_kept(run.block, size) {
+        return Some(run.block);
     }
-    let bin = &mut cache.runs[granules - 1];
-    let place = (0..bin.len).rev().find(|&at| bin.runs[at].addr().is_multiple_of(align))?;
-    let run = bin.runs[place];
+    cache.runs.keep(granules, run);
+    None
+}
+
+/// Commits more of a run that a thread keeps.
+#[cold]
+fn commit_kept(block: *mut u8, size: usize) -> bool {
     let _visit = HEAP.visit();
-    let (_, part, offset) = HEAP.find(run.addr())?;
-    if part.heap.commit_run(GranuleIdx((offset / GRANULE) as u32), size).is_err() {
-        return None;
-    }
-    bin.len -= 1;
-    bin.runs[place] = bin.runs[bin.len];
-    cache.run_granules -= granules;
-    Some(run)
+    let Some((_, part, offset)) = HEAP.find(block.addr()) else { return false };
+    part.heap.commit_run(GranuleIdx((offset / GRANULE) as u32), size).is_ok()
 }
 
 /// Frees what [`allocate_large`] returned.
@@ -526,32 +519,24 @@ fn cached_run(cache: &mut ThreadCache, size: usize, align: usize) -> Option<*mut
 /// As for `GlobalAlloc::dealloc`.
 #[inline(never)]
 pub(crate) unsafe fn free_large(block: *mut u8) {
-    let _visit = HEAP.visit();
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return refuse() };
     let freed = match part.heap.find_block(offset) {
         Ok(Block::Run { head, granules, .. }) => {
-            let cache = tls::get();
-            let count = granules as usize;
-            // SAFETY: the pointer is to this thread's cache, which nothing else refers to now.
-            unsafe {
-                if (*cache).phase == Phase::Live && count <= RUN_LENGTHS {
-                    let body: &mut Body = &mut *cache;
-                    let bin = &mut body.runs[count - 1];
-                    let fits = body.run_granules + count <= RUN_GRANULES_KEPT;
-                    if bin.runs[..bin.len].contains(&block) {
-                        return refuse();
-                    }
-                    if bin.len < RUNS_KEPT && fits {
-                        bin.runs[bin.len] = block;
-                        bin.len += 1;
-                        body.run_granules += count;
-                        return;
-                    }
+            // SAFETY: the calling thread's own cache, which nothing else refers to now.
+            let cache = unsafe { &mut *tls::get() };
+            if cache.phase == Phase::Live {
+                let run = KeptRun { block, committed: part.heap.committed(head) };
+                if cache.runs.keep(granules as usize, run) {
+                    return;
                 }
             }
+            let _visit = HEAP.visit();
             part.heap.free_run(part.process, head)
         }
-        Ok(Block::Large { head }) => part.heap.free_large(part.process, head),
+        Ok(Block::Large { head }) => {
+            let _visit = HEAP.visit();
+            part.heap.free_large(part.process, head)
+        }
         _ => false,
     };
     if !freed {

@@ -258,6 +258,12 @@ impl RegionHeap {
         Ok(())
     }
 
+    /// Bytes from the start of a run that are committed.
+    #[inline]
+    pub(crate) fn committed(&self, head: GranuleIdx) -> usize {
+        self.desc(head).committed.load(Relaxed) as usize
+    }
+
     /// Gives a run back to the process's chunks. Only for a process's own runs. False where it is
     /// no run any more.
     pub(crate) fn free_run(&self, process: ProcessSlot, head: GranuleIdx) -> bool {
