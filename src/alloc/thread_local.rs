@@ -261,7 +261,7 @@ impl ThreadLocalAllocator {
             let (head, zeroed) = if size <= max_run && align <= max_run {
                 self.heap.allocate_run(self.process, thread.id(), size, align)?
             } else {
-                self.heap.allocate_large(self.process, thread.id(), size, align, size)?
+                self.heap.allocate_large(self.process, thread.id(), size, align, size, false)?
             };
             let offset = head.0 as usize * GRANULE;
             self.charge(thread, self.heap.block_size(self.heap.find_block(offset)?));

@@ -88,7 +88,7 @@ extern "C" fn allocate_aligned(size: usize, align: usize) -> *mut c_void {
     let block = if rounded <= MAX_SMALL {
         super::allocate_small(&CONFIG, bin_offset(rounded))
     } else {
-        slow::allocate_large(&CONFIG, size, align, 0).0
+        slow::allocate_large(&CONFIG, size, align, 0, false).0
     };
     if block.is_null() { no_memory() } else { block.cast() }
 }

@@ -142,7 +142,7 @@ fn allocate_small_zeroed(config: &Config, offset: usize, size: usize) -> *mut u8
 
 /// Allocates more than [`MAX_SMALL`] bytes of zeros.
 fn allocate_large_zeroed(config: &Config, size: usize, align: usize) -> *mut u8 {
-    let (block, zeroed) = slow::allocate_large(config, size, align, 0);
+    let (block, zeroed) = slow::allocate_large(config, size, align, 0, true);
     if !zeroed && !block.is_null() {
         // SAFETY: the block has at least this size.
         unsafe { block.write_bytes(0, size) };
@@ -176,7 +176,7 @@ unsafe impl GlobalAlloc for HshmAlloc {
         if size <= MAX_SMALL {
             allocate_small(&self.config, cache::bin_offset(size))
         } else {
-            slow::allocate_large(&self.config, layout.size(), layout.align(), 0).0
+            slow::allocate_large(&self.config, layout.size(), layout.align(), 0, false).0
         }
     }
 

@@ -454,13 +454,15 @@ fn drop_runs(cache: &mut ThreadCache) {
 }
 
 /// Allocates more than [`MAX_SMALL`] bytes, or at a larger alignment. `room` is the address space
-/// to keep for growth, in bytes. Returns the block and whether it is known to be zero.
+/// to keep for growth, in bytes. Returns the block and whether it is known to be zero; wanting
+/// `zeros` makes that likelier, no more.
 #[inline(never)]
 pub(crate) fn allocate_large(
     config: &Config,
     size: usize,
     align: usize,
     room: usize,
+    zeros: bool,
 ) -> (*mut u8, bool) {
     let size = size.max(1);
     let max_run = MAX_RUN as usize * GRANULE;
@@ -475,7 +477,7 @@ pub(crate) fn allocate_large(
         let (head, zeroed) = if is_run {
             part.heap.allocate_run(part.process, owner, size, align)?
         } else {
-            part.heap.allocate_large(part.process, owner, size, align, room)?
+            part.heap.allocate_large(part.process, owner, size, align, room, zeros)?
         };
         Ok((part.heap.granule_addr(head), zeroed))
     };
@@ -567,7 +569,7 @@ pub(crate) unsafe fn reallocate(
     } else {
         let growing = !was_small && new_size > old.size();
         let room = if growing { new_size.saturating_mul(GROWTH_ROOM) } else { new_size };
-        allocate_large(config, new_size, old.align(), room).0
+        allocate_large(config, new_size, old.align(), room, false).0
     };
     if moved.is_null() {
         return moved;

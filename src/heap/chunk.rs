@@ -94,7 +94,7 @@ impl RegionHeap {
     /// not mark; its `dirty` and `full` bits are as the last owner left them.
     pub(crate) fn take_chunk(&self, process: ProcessSlot) -> Result<ChunkIdx> {
         let _guard = self.source().lock.lock(process.holder());
-        let chunk = self.find_chunks(1, 1, false).ok_or_else(|| self.no_room(CHUNK))?;
+        let chunk = self.find_chunks(1, 1, false, false).ok_or_else(|| self.no_room(CHUNK))?;
         self.commit_chunk_entries(chunk, 1)?;
         self.claim(chunk, 1);
         let entry = self.chunk(chunk);
@@ -115,7 +115,8 @@ impl RegionHeap {
     /// Allocates a block of whole chunks for `size` bytes at a multiple of `align`, with address
     /// space for `room` bytes (at least `size`), so that it can grow in place.
     ///
-    /// Returns its first granule and whether its bytes are known to be zero.
+    /// Returns its first granule and whether its bytes are known to be zero. Where the caller wants
+    /// `zeros`, they are: what was never written, or given back since, is not touched for that.
     pub(crate) fn allocate_large(
         &self,
         process: ProcessSlot,
@@ -123,6 +124,7 @@ impl RegionHeap {
         size: usize,
         align: usize,
         room: usize,
+        zeros: bool,
     ) -> Result<(GranuleIdx, bool)> {
         let too_big = Error::OutOfMemory { requested: size, available: self.available_chunks() };
         let bytes = align_up(size, PAGE).ok_or(too_big)?;
@@ -140,13 +142,16 @@ impl RegionHeap {
         let (first, span) = {
             let _guard = self.source().lock.lock(process.holder());
             let roomy = if want > count && want <= self.chunk_count() as usize {
-                self.find_chunks(want as u32, step, true).map(|first| (first, want as u32))
+                self.find_chunks(want as u32, step, true, false).map(|first| (first, want as u32))
             } else {
                 None
             };
             let (first, span) = match roomy {
                 Some(found) => found,
-                None => match self.find_chunks(count as u32, step, true) {
+                None => match self
+                    .find_chunks(count as u32, step, true, true)
+                    .or_else(|| self.find_chunks(count as u32, step, true, false))
+                {
                     Some(first) => (first, count as u32),
                     None => return Err(self.no_room(size)),
                 },
@@ -164,9 +169,13 @@ impl RegionHeap {
             self.give_up_large(process, first, span);
             return Err(error);
         }
-        let zeroed = self.lazily_zero()
-            && (first.0..first.0 + bytes.div_ceil(CHUNK) as u32)
+        let mut zeroed = self.lazily_zero();
+        if zeros && zeroed {
+            self.clear_dirty(first, bytes);
+        } else {
+            zeroed &= (first.0..first.0 + bytes.div_ceil(CHUNK) as u32)
                 .all(|index| self.chunk(ChunkIdx(index)).dirty.load(Relaxed) == 0);
+        }
         self.mark_dirty(first, bytes);
         self.set_entry(head, Entry::large(owner));
         Ok((head, zeroed))
@@ -184,11 +193,32 @@ impl RegionHeap {
         let span = entry.span().clamp(1, self.chunk_count() - first.0);
         let bytes = entry.bytes().min(span as usize * CHUNK);
         let keep = 2 * self.process(process).retained();
-        if bytes > keep || self.resident_free_chunks() + bytes > keep {
-            self.purge_chunks(first, bytes.div_ceil(CHUNK) as u32);
+        let count = bytes.div_ceil(CHUNK) as u32;
+        if bytes > keep {
+            self.purge_chunks(first, count);
         }
         self.give_up_large(process, first, span);
+        if self.resident_free_chunks() > keep {
+            self.purge_all_but(process, first, count, keep);
+        }
         true
+    }
+
+    /// Gives memory of free chunks back until at most `keep` bytes of it are resident, that of the
+    /// `count` chunks from `first` last: they were just freed, so they are warm.
+    fn purge_all_but(&self, process: ProcessSlot, first: ChunkIdx, count: u32, keep: usize) {
+        let _guard = self.source().lock.lock(process.holder());
+        let mut resident = self.resident_free_chunks();
+        let warm = first.0..first.0 + count;
+        for spare_warm in [true, false] {
+            self.for_each_recycled(|chunk, entry| {
+                let dirty = entry.dirty.load(Relaxed).count_ones() as usize * GRANULE;
+                if resident > keep && dirty > 0 && !(spare_warm && warm.contains(&chunk.0)) {
+                    self.purge_chunks(chunk, 1);
+                    resident -= dirty;
+                }
+            });
+        }
     }
 
     /// Makes a large block `size` bytes long where it lies: within its chunks, or taking free ones
@@ -305,6 +335,28 @@ impl RegionHeap {
         Ok(())
     }
 
+    /// Writes zeros over what is dirty of a large block that nobody has seen yet.
+    fn clear_dirty(&self, first: ChunkIdx, bytes: usize) {
+        for distance in 0..bytes.div_ceil(CHUNK) {
+            let chunk = ChunkIdx(first.0 + distance as u32);
+            let start = chunk.0 as usize * CHUNK;
+            let end = first.0 as usize * CHUNK + bytes;
+            let mut left = self.chunk(chunk).dirty.load(Relaxed);
+            while left != 0 {
+                let bit = left.trailing_zeros();
+                let count = (left >> bit).trailing_ones();
+                left &= !run_mask(bit, count);
+                let from = start + bit as usize * GRANULE;
+                let to = (from + count as usize * GRANULE).min(end);
+                if from < to {
+                    let granule = GranuleIdx((from / GRANULE) as u32);
+                    // SAFETY: the range lies in the block, which is committed and the caller's alone.
+                    unsafe { self.granule_addr(granule).write_bytes(0, to - from) };
+                }
+            }
+        }
+    }
+
     fn mark_dirty(&self, first: ChunkIdx, bytes: usize) {
         for index in 0..bytes.div_ceil(CHUNK) as u32 {
             self.chunk(ChunkIdx(first.0 + index)).dirty.store(u64::MAX, Relaxed);
@@ -359,9 +411,13 @@ impl RegionHeap {
     }
 
     /// The first of `count` free neighbouring chunks at a multiple of `step`, recycled ones first.
-    /// With `whole` set, partial ones (behind the tables, or at the region's end) do not count.
-    /// Under the lock.
-    fn find_chunks(&self, count: u32, step: u32, whole: bool) -> Option<ChunkIdx> {
+    /// With `whole` set, partial ones (behind the tables, or at the region's end) do not count; with
+    /// `warm`, only those that have memory do. Under the lock.
+    fn find_chunks(&self, count: u32, step: u32, whole: bool, warm: bool) -> Option<ChunkIdx> {
+        let counts = |chunk: ChunkIdx| {
+            (!whole || self.is_whole(chunk))
+                && (!warm || self.chunk(chunk).dirty.load(Relaxed) != 0)
+        };
         let fresh = self.source().fresh.load(Relaxed).min(self.chunk_count());
         let skew = (self.base().addr() / CHUNK) as u32 & (step - 1);
         let aligned = |index: u32| (index + skew).next_multiple_of(step) - skew;
@@ -380,7 +436,7 @@ impl RegionHeap {
                     continue;
                 }
             }
-            if word >> (index % 64) & 1 == 0 || (whole && !self.is_whole(ChunkIdx(index))) {
+            if word >> (index % 64) & 1 == 0 || !counts(ChunkIdx(index)) {
                 length = 0;
             } else if length == 0 {
                 if aligned(index) == index {
@@ -394,6 +450,9 @@ impl RegionHeap {
                 return Some(ChunkIdx(start));
             }
             index += 1;
+        }
+        if warm {
+            return None;
         }
         let mut at = fresh;
         if whole && at < self.chunk_count() && !self.is_whole(ChunkIdx(at)) {
