@@ -225,6 +225,18 @@ const fn capacity(class: usize) -> usize {
     }
 }
 
+/// Blocks to fetch at a thread's first refill of each class.
+static FIRST_BATCHES: [u8; CLASSES] = {
+    let mut batches = [1; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        let quarter = capacity(class) / 4;
+        batches[class] = if quarter > 8 { 8 } else { quarter as u8 };
+        class += 1;
+    }
+    batches
+};
+
 /// Index of the null slot of each class.
 static STARTS: [u16; CLASSES] = {
     let mut starts = [0; CLASSES];
@@ -380,11 +392,6 @@ impl Body {
     pub(crate) unsafe fn init(place: *mut Body, member: *const Member) {
         // SAFETY: the caller's.
         unsafe { (*place).member = member };
-        for class in 0..CLASSES {
-            let batch = (capacity(class) / 4).clamp(1, 8) as u8;
-            // SAFETY: the caller's; all-zero is a valid value of every field.
-            unsafe { (*place).batch[class] = batch };
-        }
     }
 }
 
@@ -407,6 +414,8 @@ impl ThreadCache {
         self.phase = Phase::Live;
         self.room_bytes = 0;
         self.strangers = [0; CLASSES];
+        // Not what the thread before needed: most threads are short, and need little.
+        self.batch = FIRST_BATCHES;
         for (class, &start) in STARTS.iter().enumerate() {
             // SAFETY: the start of a class's slots lies among the body's.
             let start = unsafe { (&raw mut (*body).slots).cast::<*mut u8>().add(start as usize) };
