@@ -194,10 +194,9 @@ impl Heap {
         let why = unsafe { &mut *self.unshared.get() };
         let region = make_region(&config, capacity, minimum, why)?;
         let sizes = TableSizes { processes: 256, thread_blocks: MAX_THREAD_BLOCKS };
-        let heap = RegionHeap::create(region, sizes)?;
+        let mut heap = RegionHeap::create(region, sizes)?;
         if config.huge_pages {
-            // Where the system has none to give, ordinary pages do.
-            let _ = os::advise_huge(heap.base().addr(), heap.region().len());
+            heap.advise_huge();
         }
         let pid = os::process_id();
         let started = os::process_start_time(pid).unwrap_or(0);

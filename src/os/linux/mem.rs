@@ -257,9 +257,19 @@ pub(crate) unsafe fn purge(base: usize, len: usize, shared: bool) -> Result<()> 
 
 /// Asks for huge pages behind a range as it is touched. A wish: errors tell, and change nothing.
 pub(crate) fn advise_huge(base: usize, len: usize) -> Result<()> {
+    advise(base, len, libc::MADV_HUGEPAGE)
+}
+
+/// Takes the wish of [`advise_huge`] back.
+pub(crate) fn advise_ordinary(base: usize, len: usize) -> Result<()> {
+    advise(base, len, libc::MADV_NOHUGEPAGE)
+}
+
+/// For advice that changes no contents.
+fn advise(base: usize, len: usize, advice: libc::c_int) -> Result<()> {
     let _errno = KeepErrno::new();
     // SAFETY: changes no contents.
-    let result = unsafe { libc::madvise(at(base), len, libc::MADV_HUGEPAGE) };
+    let result = unsafe { libc::madvise(at(base), len, advice) };
     if result == 0 { Ok(()) } else { Err(last_error(len)) }
 }
 
