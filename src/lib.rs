@@ -116,3 +116,9 @@ pub use region::{
     ArrayBackend, Backend, BackendKind, FileBackend, MallocBackend, MemfdBackend, PosixMmap,
     PosixShmMmap, Region, RegionOptions, ShareToken,
 };
+
+/// Read-modify-writes of the calling thread so far, by the crate's own atomics. For tests.
+#[cfg(hshm_count_rmw)]
+pub fn read_modify_writes() -> u64 {
+    sync::counted::read_modify_writes()
+}

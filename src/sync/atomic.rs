@@ -4,11 +4,14 @@
 //! atomics are not. The kernels that loom checks are generic over the words they work on:
 //! the machine's in the crate, loom's (`model`) in the models.
 
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering, compiler_fence, fence};
 /// Atomics with the layout of their integer, fit to lie in shared memory.
-pub(crate) use core::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
-    compiler_fence, fence,
-};
+#[cfg(not(hshm_count_rmw))]
+pub(crate) use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
+
+/// The same, counted.
+#[cfg(hshm_count_rmw)]
+pub(crate) use super::counted::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
 
 /// Loom's atomics, for the kernels' models.
 #[cfg(loom)]

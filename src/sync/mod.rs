@@ -4,6 +4,8 @@
 //! run unchanged under [loom](https://docs.rs/loom).
 
 pub(crate) mod atomic;
+#[cfg(hshm_count_rmw)]
+pub(crate) mod counted;
 pub(crate) mod futex;
 pub(crate) mod gate;
 pub(crate) mod identity;
