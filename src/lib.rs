@@ -91,6 +91,7 @@
 #![warn(missing_docs)]
 
 mod alloc;
+pub mod arena;
 mod base;
 mod global;
 mod heap;
