@@ -61,6 +61,9 @@ pub(super) struct Block {
     pub(super) before: Cell<usize>,
 }
 
+/// Bytes before the data: so many that values of 16 bytes and more do not begin across cache lines.
+pub(super) const HEADER: usize = size_of::<Block>().next_multiple_of(HEAP_ALIGN);
+
 pub(super) fn out_of_memory(requested: usize, available: usize) -> Error {
     Error::OutOfMemory { requested, available }
 }
@@ -79,7 +82,7 @@ impl Block {
         origin: Origin,
     ) -> NonNull<Block> {
         // SAFETY: a header fits into the memory.
-        let data = unsafe { base.add(size_of::<Block>()) };
+        let data = unsafe { base.add(HEADER) };
         let header = base.cast::<Block>();
         let committed = base.addr() + committed;
         let block = Block {
@@ -104,8 +107,8 @@ impl Block {
     pub(super) fn from_heap(len: usize) -> Result<NonNull<Block>> {
         let none = out_of_memory(len, 0);
         let layout = Layout::from_size_align(len, HEAP_ALIGN).map_err(|_| none)?;
-        if len < size_of::<Block>() {
-            return Err(Error::TooSmall { given: len, minimum: size_of::<Block>() });
+        if len < HEADER {
+            return Err(Error::TooSmall { given: len, minimum: HEADER });
         }
         // SAFETY: the size is not zero.
         let base = unsafe { std::alloc::alloc(layout) };
@@ -137,8 +140,8 @@ impl Block {
     /// The memory may be written and is the arena's alone until the block is no longer used; the
     /// base is aligned to 16.
     pub(super) unsafe fn over(base: *mut u8, len: usize) -> Result<NonNull<Block>> {
-        if len < size_of::<Block>() {
-            return Err(Error::TooSmall { given: len, minimum: size_of::<Block>() });
+        if len < HEADER {
+            return Err(Error::TooSmall { given: len, minimum: HEADER });
         }
         // SAFETY: the caller's contract, and a header fits.
         Ok(unsafe { Block::place(base, len, len, false, Origin::Given) })

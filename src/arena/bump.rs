@@ -31,7 +31,7 @@ use core::marker::PhantomData;
 use core::mem::{MaybeUninit, align_of, size_of};
 use core::ptr::{self, NonNull};
 
-use super::block::{Block, Origin, out_of_memory};
+use super::block::{Block, HEADER, Origin, out_of_memory};
 use super::options::{ArenaBuilder, Options, Zeroing};
 use super::trace::Trace;
 use super::{Growth, poison};
@@ -100,6 +100,13 @@ pub struct Arena<'m> {
 // thread when nothing is borrowed. The views of scopes never move apart from it: their guards
 // borrow the outer arena, which is not `Sync`.
 unsafe impl Send for Arena<'_> {}
+
+/// What an arena has left: from its top to its limit.
+#[derive(Clone, Copy)]
+pub(super) struct Ends {
+    pub(super) top: *mut u8,
+    pub(super) limit: usize,
+}
 
 /// The top of a closed arena: not null, and above every limit of zero.
 const CLOSED: *mut u8 = ptr::without_provenance_mut(1);
@@ -179,7 +186,7 @@ impl<'m> Arena<'m> {
         let base = memory.as_mut_ptr().cast::<u8>();
         let skip = base.addr().wrapping_neg() % align_of::<Body>().max(16);
         let body_len = size_of::<Body>().next_multiple_of(16);
-        let needed = skip + body_len + size_of::<Block>();
+        let needed = skip + body_len + HEADER;
         if memory.len() < needed {
             return Err(Error::TooSmall { given: memory.len(), minimum: needed });
         }
@@ -260,7 +267,7 @@ impl<'m> Arena<'m> {
     pub(super) fn handed_out(&self, top: usize, start: *mut u8, size: usize) {
         poison::allow(start.addr(), size);
         let position = || self.position_of(start.addr());
-        self.body().trace.pushed(self.name(), position, start.addr() - top, size);
+        self.body().trace.pushed(&self.body().options, position, start.addr() - top, size);
         #[cfg(debug_assertions)]
         if self.body().options.poison {
             // Bytes past `dirty` are zero, and stay so for those that count on it.
@@ -307,22 +314,20 @@ impl<'m> Arena<'m> {
                     other => other,
                 },
             )?;
-            body.trace.committed(self.name(), block.committed.get() - before);
+            body.trace.committed(&body.options, block.committed.get() - before);
             self.limit.set(block.committed.get());
             return Ok(());
         }
         if !body.options.growth.is_chained() {
             return Err(out_of_memory(size, block.end - top));
         }
-        let needed = size
-            .checked_add(align)
-            .and_then(|bytes| bytes.checked_add(size_of::<Block>()))
-            .ok_or(too_large)?;
+        let needed =
+            size.checked_add(align).and_then(|bytes| bytes.checked_add(HEADER)).ok_or(too_large)?;
         let next = self.next_block(needed)?;
         // SAFETY: a block of this arena, in no chain yet.
         let fresh = unsafe { next.as_ref() };
         block.soil(top);
-        body.trace.chained(self.name(), block.end - top);
+        body.trace.chained(&body.options, block.end - top);
         fresh.before.set(block.before.get() + block.capacity());
         fresh.prev.set(Some(body.block.get()));
         body.block.set(next);
@@ -372,7 +377,7 @@ impl<'m> Arena<'m> {
         let held = block.holds(to.addr());
         if held && !self.is_closed() && self.limit.get() - to.addr() <= self.body().easy {
             block.soil(self.top.get().addr());
-            self.body().trace.popped(self.name(), || self.position_of(to.addr()));
+            self.body().trace.popped(&self.body().options, || self.position_of(to.addr()));
             self.top.set(to);
         } else {
             self.rewind_slow(to);
@@ -384,11 +389,9 @@ impl<'m> Arena<'m> {
     fn rewind_slow(&self, to: *mut u8) {
         let body = self.body();
         let options = &body.options;
-        // Of a closed arena whose scope was leaked nobody knows how far it came.
-        let top =
-            if self.is_closed() { body.current().committed.get() } else { self.top.get().addr() };
+        let top = self.farthest().addr();
         body.current().soil(top);
-        body.trace.popped(self.name(), || self.position_of(to.addr()));
+        body.trace.popped(&body.options, || self.position_of(to.addr()));
         let mut used_to = top;
         while !body.current().holds(to.addr()) {
             let dropped = body.block.get();
@@ -520,6 +523,46 @@ impl<'m> Arena<'m> {
         top
     }
 
+    /// Ends a scope of this arena, which it has closed: takes back everything from `start` on. The
+    /// scope began with the limit `limit`, and ends as `inner`. (Its arena itself may lie in what is
+    /// taken back.)
+    #[inline]
+    pub(super) fn end_scope(&self, inner: Ends, limit: usize, start: *mut u8) {
+        let body = self.body();
+        // The limit is the same: the scope neither committed nor chained, and left no scope open.
+        if inner.limit == limit && limit - start.addr() <= body.easy {
+            body.current().soil(inner.top.addr());
+            body.trace.popped(&body.options, || self.position_of(start.addr()));
+            self.top.set(start);
+            self.limit.set(limit);
+        } else {
+            self.reopen(inner.top);
+            if inner.limit == 0 {
+                // A scope inside it was leaked.
+                self.top.set(self.farthest());
+            }
+            self.rewind(start);
+        }
+    }
+
+    /// Top and limit.
+    #[inline]
+    pub(super) fn ends(&self) -> Ends {
+        Ends { top: self.top.get(), limit: self.limit.get() }
+    }
+
+    /// Where the top was when a scope took over.
+    #[inline]
+    pub(super) fn saved(&self) -> *mut u8 {
+        self.saved.get()
+    }
+
+    /// The end of what is committed for this arena; 0 while it is closed.
+    #[inline]
+    pub(super) fn limit(&self) -> usize {
+        self.limit.get()
+    }
+
     /// Opens this arena again with its top at `top`, an address in the current block.
     #[inline]
     pub(super) fn reopen(&self, top: *mut u8) {
@@ -534,9 +577,8 @@ impl<'m> Arena<'m> {
     }
 
     /// The top, or as far as it can have come where a scope that was leaked has it.
-    #[inline]
-    pub(super) fn farthest(&self) -> *mut u8 {
-        if self.is_closed() {
+    fn farthest(&self) -> *mut u8 {
+        if self.top.get() == CLOSED {
             let block = self.body().current();
             block.data.with_addr(block.committed.get())
         } else {

@@ -13,6 +13,8 @@
 //! | temporaries | [`scratch`], [`Temp`], [`Arena::scope`] |
 //! | values with destructors | [`Owned`] |
 //! | growing arrays and texts | [`ArenaVec`], [`ArenaString`] |
+//! | lifetimes inside the arena's | [`Pool`], [`RawPool`], [`BestFit`], [`Tiers`] |
+//! | cutting memory oneself | [`page_size`], [`align_address`], [`natural_align`], [`SizeClasses`] |
 //!
 //! ```
 //! use hshm::arena::Arena;
@@ -30,31 +32,41 @@
 //! None of this needs an [`HshmAlloc`](crate::HshmAlloc): the memory comes from the program's global
 //! allocator, from the system, or from the caller.
 
+#[cfg(feature = "allocator-api2-02")]
+mod adapter;
+mod best_fit;
 mod block;
 mod bump;
 
 #[cfg(feature = "arena-trace")]
 mod draw;
+mod helpers;
 mod options;
 mod owned;
 mod poison;
+mod pool;
 mod push;
 mod region;
 mod scratch;
 mod string;
 mod sync_arena;
 mod temp;
+mod tiers;
 mod trace;
 mod vec;
 
+pub use best_fit::{BestFit, BestFitStats};
 pub use bump::Arena;
+pub use helpers::{SizeClasses, align_address, natural_align, page_size};
 pub use options::{ArenaBuilder, Growth, Zeroing};
 pub use owned::Owned;
+pub use pool::{CACHE_LINE, Pool, Pooled, RawPool};
 pub use region::{ArenaReader, RegionArena};
 pub use scratch::{GlobalScratch, Scratch, scratch, scratch_global, scratch_mapped, try_scratch};
 pub use string::ArenaString;
 pub use sync_arena::SyncArena;
 pub use temp::Temp;
+pub use tiers::{Bin, Tiers};
 #[cfg(feature = "arena-trace")]
 pub use trace::{ArenaEvent, ArenaLog, ArenaStats};
 pub use vec::{ArenaVec, Drain};

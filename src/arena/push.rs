@@ -32,14 +32,17 @@ impl Arena<'_> {
     /// Where [`try_push_value`](Self::try_push_value) fails.
     #[inline(always)]
     pub fn push_value<T>(&self, value: T) -> &mut T {
-        match self.bump(size_of::<T>(), align_of::<T>()) {
-            // SAFETY: fresh bytes of the size and alignment of `T`, which nobody else has.
-            Some(place) => unsafe {
-                let place = place.cast::<T>().as_ptr();
-                place.write(value);
-                &mut *place
-            },
-            None => self.push_value_slow(value),
+        let place = match self.bump(size_of::<T>(), align_of::<T>()) {
+            Some(place) => place,
+            // What fits into registers goes with the call, so that none has to be kept for it.
+            None if size_of::<T>() <= 16 => return self.push_value_slow(value),
+            None => self.push_layout_slow(Layout::new::<T>()),
+        };
+        let place = place.cast::<T>().as_ptr();
+        // SAFETY: fresh bytes of the size and alignment of `T`, which nobody else has.
+        unsafe {
+            place.write(value);
+            &mut *place
         }
     }
 

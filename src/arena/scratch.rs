@@ -42,8 +42,9 @@ struct View {
     arena: ManuallyDrop<Arena<'static>>,
     slot: NonNull<Slot>,
     outer: Option<NonNull<View>>,
-    /// The top before this view.
+    /// The top before this view, and the limit.
     start: *mut u8,
+    limit: usize,
     /// Its guard is gone; it ends with the scope behind it.
     ended: Cell<bool>,
 }
@@ -53,8 +54,13 @@ struct Slots(RefCell<Vec<NonNull<Slot>>>);
 
 thread_local!(static SLOTS: Slots = const { Slots(RefCell::new(Vec::new())) });
 
+// The first two of them, where they are found without a look at whether the thread ends.
+thread_local!(static FIRST: [Cell<Option<NonNull<Slot>>>; 2] =
+    const { [Cell::new(None), Cell::new(None)] });
+
 impl Drop for Slots {
     fn drop(&mut self) {
+        FIRST.with(|first| first.iter().for_each(|slot| slot.set(None)));
         for slot in self.0.take() {
             // SAFETY: the slot is live; it was made by `Box::leak` below.
             let leaked = unsafe { slot.as_ref() }.innermost.get().is_some();
@@ -106,6 +112,21 @@ pub fn scratch(conflicts: &[&Arena<'_>]) -> Scratch {
 /// [`Error::OutOfMemory`]; [`Error::Unsupported`] while the thread ends.
 #[inline]
 pub fn try_scratch(conflicts: &[&Arena<'_>]) -> Result<Scratch> {
+    let quick = FIRST.with(|first| {
+        // SAFETY: these are forgotten before the slots go.
+        let fits = |slot: &NonNull<Slot>| fits(unsafe { slot.as_ref() }, conflicts);
+        first[0].get().filter(fits).or_else(|| first[1].get().filter(fits))
+    });
+    match quick {
+        Some(slot) => begin(slot),
+        None => begin(find(conflicts)?),
+    }
+}
+
+/// A slot that is not one of the first two, or is not there yet.
+#[cold]
+#[inline(never)]
+fn find(conflicts: &[&Arena<'_>]) -> Result<NonNull<Slot>> {
     let slot = SLOTS.try_with(|slots| {
         for &slot in slots.0.borrow().iter() {
             // SAFETY: slots are live as long as the thread's list.
@@ -115,7 +136,7 @@ pub fn try_scratch(conflicts: &[&Arena<'_>]) -> Result<Scratch> {
         }
         new_slot(slots)
     });
-    begin(slot.map_err(|_| Error::Unsupported)??)
+    slot.map_err(|_| Error::Unsupported)?
 }
 
 /// Whether a scope can be opened on this slot.
@@ -134,12 +155,15 @@ fn innermost(slot: &Slot) -> &Arena<'static> {
     }
 }
 
-#[cold]
 fn new_slot(slots: &Slots) -> Result<NonNull<Slot>> {
     let settings = ArenaBuilder::new().growth(Growth::ReservedThenChained).decommit_above(KEEP);
     let root = settings.name("scratch").build()?;
     let slot = Box::leak(Box::new(Slot { root, innermost: Cell::new(None) })).into();
-    slots.0.borrow_mut().push(slot);
+    let mut all = slots.0.borrow_mut();
+    if all.len() < 2 {
+        FIRST.with(|first| first[all.len()].set(Some(slot)));
+    }
+    all.push(slot);
     Ok(slot)
 }
 
@@ -148,41 +172,47 @@ fn begin(place: NonNull<Slot>) -> Result<Scratch> {
     // SAFETY: the slot is live: it is the thread's, which runs.
     let slot = unsafe { place.as_ref() };
     let outer = innermost(slot);
-    let start = outer.top();
+    let (start, limit) = (outer.top(), outer.limit());
     let view = outer.take(size_of::<View>(), align_of::<View>())?.cast::<View>();
     let arena = ManuallyDrop::new(outer.open()?);
     let outer = slot.innermost.replace(Some(view));
     // SAFETY: fresh bytes of the slot's arena, of a view's size and alignment.
-    unsafe { view.write(View { arena, slot: place, outer, start, ended: Cell::new(false) }) };
+    unsafe {
+        view.write(View { arena, slot: place, outer, start, limit, ended: Cell::new(false) })
+    };
     Ok(Scratch { view, _this_thread: PhantomData })
 }
 
 impl Drop for Scratch {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: the guard's view is live until it is ended, which only happens below.
-        let (view, slot) = unsafe { (self.view.as_ref(), self.view.as_ref().slot.as_ref()) };
+        // SAFETY: the guard's view, and with it the slot, is live until it is ended, which only
+        // happens below.
+        let slot = unsafe { self.view.as_ref().slot.as_ref() };
         if slot.innermost.get() == Some(self.view) {
-            end(view, slot);
+            end(self.view, slot);
         } else {
-            view.ended.set(true);
+            // SAFETY: as above.
+            unsafe { self.view.as_ref() }.ended.set(true);
         }
     }
 }
 
-/// Ends the slot's innermost scope, and those before it that only waited for that.
+/// Ends the slot's innermost scope, and those before it that only waited for that. No reference to
+/// the view lasts until its bytes are taken back.
 #[inline]
-fn end(view: &View, slot: &Slot) {
-    let (start, outer, top) = (view.start, view.outer, view.arena.farthest());
-    // From here on nobody looks at the view: its bytes are taken back.
+fn end(view: NonNull<View>, slot: &Slot) {
+    // SAFETY: the innermost view, which is live.
+    let (ends, limit, start, outer) = unsafe {
+        let view = view.as_ref();
+        (view.arena.ends(), view.limit, view.start, view.outer)
+    };
     slot.innermost.set(outer);
-    let arena = innermost(slot);
-    arena.reopen(top);
-    arena.rewind(start);
+    innermost(slot).end_scope(ends, limit, start);
     if let Some(outer) = outer {
         // SAFETY: the innermost view now, which is live.
-        let outer = unsafe { outer.as_ref() };
-        if outer.ended.get() {
+        let ended = unsafe { outer.as_ref() }.ended.get();
+        if ended {
             end(outer, slot);
         }
     }

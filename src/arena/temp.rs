@@ -30,6 +30,8 @@ use crate::base::{Error, Result};
 pub struct Temp<'a> {
     view: ManuallyDrop<Arena<'a>>,
     outer: &'a Arena<'a>,
+    /// The limit at the start.
+    limit: usize,
 }
 
 impl Temp<'_> {
@@ -64,9 +66,7 @@ impl<'a> Deref for Temp<'a> {
 impl Drop for Temp<'_> {
     #[inline]
     fn drop(&mut self) {
-        let start = self.outer.mark();
-        self.view.rewind(start);
-        self.outer.reopen(start);
+        self.outer.end_scope(self.view.ends(), self.limit, self.outer.saved());
     }
 }
 
@@ -102,7 +102,8 @@ impl Arena<'_> {
     /// [`temp`](Self::temp), or [`Error::ScopeOpen`].
     #[inline]
     pub fn try_temp(&self) -> Result<Temp<'_>> {
-        Ok(Temp { view: ManuallyDrop::new(self.open()?), outer: self })
+        let limit = self.limit();
+        Ok(Temp { view: ManuallyDrop::new(self.open()?), outer: self, limit })
     }
 
     /// Runs `work` with a scope of this arena.

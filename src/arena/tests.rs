@@ -246,3 +246,29 @@ fn an_iterator_may_push() {
     let made = arena.push_with(|| *arena.push_value(5u8) + 1);
     assert_eq!(*made, 6);
 }
+
+#[cfg(hshm_asan)]
+#[test]
+fn the_sanitizer_knows_what_was_popped() {
+    unsafe extern "C" {
+        fn __asan_address_is_poisoned(address: *const u8) -> i32;
+    }
+    // SAFETY: the address is only looked up.
+    let poisoned = |address: *const u8| unsafe { __asan_address_is_poisoned(address) != 0 };
+    for growth in [Growth::Fixed, Growth::Chained, Growth::Reserved] {
+        let mut arena = Arena::builder().growth(growth).capacity(8192).build().unwrap();
+        let kept = arena.push(64).as_ptr();
+        let here = arena.pos();
+        let gone = arena.push(256).as_ptr();
+        assert!(!poisoned(kept) && !poisoned(gone.wrapping_add(255)));
+        assert!(poisoned(gone.wrapping_add(256)), "nobody has that yet");
+        arena.pop_to(here).unwrap();
+        assert!(!poisoned(kept.wrapping_add(63)) && poisoned(gone));
+        let pool = Pool::new(&arena).unwrap();
+        let value = pool.put([0u64; 8]);
+        let place = (&raw const *value).cast::<u8>();
+        assert!(!poisoned(place));
+        drop(value);
+        assert!(poisoned(place.wrapping_add(16)));
+    }
+}

@@ -10,6 +10,8 @@ pub use on::{ArenaEvent, ArenaLog, ArenaStats};
 
 #[cfg(not(feature = "arena-trace"))]
 mod off {
+    use crate::arena::options::Options;
+
     #[derive(Debug)]
     pub(in crate::arena) struct Trace;
 
@@ -20,24 +22,26 @@ mod off {
         #[inline(always)]
         pub(in crate::arena) fn pushed(
             &self,
-            _: &str,
+            _: &Options,
             _at: impl Fn() -> usize,
             _: usize,
             _: usize,
         ) {
         }
         #[inline(always)]
-        pub(in crate::arena) fn popped(&self, _: &str, _to: impl Fn() -> usize) {}
+        pub(in crate::arena) fn popped(&self, _: &Options, _to: impl Fn() -> usize) {}
         #[inline(always)]
-        pub(in crate::arena) fn committed(&self, _: &str, _: usize) {}
+        pub(in crate::arena) fn committed(&self, _: &Options, _: usize) {}
         #[inline(always)]
-        pub(in crate::arena) fn chained(&self, _: &str, _tail: usize) {}
+        pub(in crate::arena) fn chained(&self, _: &Options, _tail: usize) {}
     }
 }
 
 #[cfg(feature = "arena-trace")]
 mod on {
     use core::cell::{Cell, RefCell};
+
+    use crate::arena::options::Options;
 
     /// What happened to an arena. Positions and lengths are in bytes.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,24 +123,24 @@ mod on {
             self.pushes.borrow().clone()
         }
 
-        fn note(&self, name: &str, event: ArenaEvent, count: impl FnOnce(&mut ArenaStats)) {
+        fn note(&self, options: &Options, event: ArenaEvent, count: impl FnOnce(&mut ArenaStats)) {
             let mut stats = self.stats.get();
             count(&mut stats);
             self.stats.set(stats);
             if let Some(log) = self.log.get() {
-                log(name, event);
+                log(options.name(), event);
             }
         }
 
         pub(in crate::arena) fn pushed(
             &self,
-            name: &str,
+            options: &Options,
             at: impl Fn() -> usize,
             padding: usize,
             len: usize,
         ) {
             let position = at();
-            self.note(name, ArenaEvent::Push { position, padding, len }, |stats| {
+            self.note(options, ArenaEvent::Push { position, padding, len }, |stats| {
                 stats.pushes += 1;
                 stats.bytes += len as u64;
                 stats.padding += padding as u64;
@@ -147,9 +151,9 @@ mod on {
                 pushes.push((position, position + len));
             }
         }
-        pub(in crate::arena) fn popped(&self, name: &str, to: impl Fn() -> usize) {
+        pub(in crate::arena) fn popped(&self, options: &Options, to: impl Fn() -> usize) {
             let to = to();
-            self.note(name, ArenaEvent::Pop { to }, |stats| stats.pops += 1);
+            self.note(options, ArenaEvent::Pop { to }, |stats| stats.pops += 1);
             let mut pushes = self.pushes.borrow_mut();
             while pushes.last().is_some_and(|&(start, _)| start >= to) {
                 pushes.pop();
@@ -158,11 +162,11 @@ mod on {
                 *end = to.min(*end);
             }
         }
-        pub(in crate::arena) fn committed(&self, name: &str, bytes: usize) {
-            self.note(name, ArenaEvent::Commit { bytes }, |stats| stats.commits += 1);
+        pub(in crate::arena) fn committed(&self, options: &Options, bytes: usize) {
+            self.note(options, ArenaEvent::Commit { bytes }, |stats| stats.commits += 1);
         }
-        pub(in crate::arena) fn chained(&self, name: &str, tail: usize) {
-            self.note(name, ArenaEvent::Chain { tail }, |stats| {
+        pub(in crate::arena) fn chained(&self, options: &Options, tail: usize) {
+            self.note(options, ArenaEvent::Chain { tail }, |stats| {
                 stats.chained += 1;
                 stats.tails += tail as u64;
             });

@@ -168,18 +168,18 @@ impl<'a, T> ArenaVec<'a, T> {
         let start = self.start.cast::<u8>();
         let arena = self.arena();
         if old != 0 {
-            // In place: all that is committed, if the arena is our own.
-            let first = match &self.home {
-                Home::Own(own) => needed.max((old + own.room()) / size_of::<T>()),
-                Home::Shared(_) => wanted,
+            // In place: all that is committed, if the arena is our own; else as much as the vector
+            // would get elsewhere, or what the block has.
+            let capacity = match &self.home {
+                Home::Own(own) => (old + own.room()) / size_of::<T>(),
+                Home::Shared(arena) => wanted.min((old + arena.available()) / size_of::<T>()),
             };
-            for capacity in [first, needed] {
-                let Ok(layout) = array_layout::<T>(capacity) else { continue };
-                // SAFETY: the buffer is one push of this arena, and gets no shorter.
-                if unsafe { arena.grow_last(start, old, layout.size(), layout.align()) } {
-                    self.capacity = capacity;
-                    return Ok(());
-                }
+            let capacity = capacity.max(needed);
+            let layout = array_layout::<T>(capacity)?;
+            // SAFETY: the buffer is one push of this arena, and gets no shorter.
+            if unsafe { arena.grow_last(start, old, layout.size(), layout.align()) } {
+                self.capacity = capacity;
+                return Ok(());
             }
         }
         let (capacity, new) = match array_layout::<T>(wanted).map(|l| arena.try_push_layout(l)) {
