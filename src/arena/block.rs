@@ -277,7 +277,11 @@ impl Block {
                     os::unmap(base.addr(), len);
                 }
                 Origin::Given => poison::allow(base.addr(), len),
-                Origin::Region => drop(Box::from_raw(block.as_ptr())),
+                Origin::Region => {
+                    // From here on others hand these bytes out.
+                    let block = Box::from_raw(block.as_ptr());
+                    poison::allow(block.data.addr(), block.capacity());
+                }
             }
         }
     }

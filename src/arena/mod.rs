@@ -29,6 +29,11 @@
 //! assert_eq!(format!("{four:?}"), "Sum(Leaf(2), Leaf(2))");
 //! ```
 //!
+//! The feature `allocator-api2-02` makes arenas allocators for collections that know that trait;
+//! `arena-trace` lets them count (`Arena::stats`), log (`Arena::set_log`) and draw themselves
+//! (`Arena::draw_text`, `Arena::draw_svg`). Under AddressSanitizer a touch of popped bytes is
+//! reported; debug builds fill them.
+//!
 //! None of this needs an [`HshmAlloc`](crate::HshmAlloc): the memory comes from the program's global
 //! allocator, from the system, or from the caller.
 
