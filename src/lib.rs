@@ -44,6 +44,7 @@
 //! | regions | [`Region`], [`RegionOptions`], [`ShareToken`] |
 //! | what is behind them ([`Backend`]) | [`MemfdBackend`], [`PosixShmMmap`], [`FileBackend`], [`PosixMmap`], [`MallocBackend`], [`ArrayBackend`] |
 //! | allocators of one's own ([`Allocator`]) | [`ThreadLocalAllocator`], [`BuddyAllocator`], [`StackAllocator`], bound to a [`MemContext`] by [`CtxAllocator`]; the bump source [`Heap`] |
+//! | arenas | [`arena`]: [`Arena`](arena::Arena), [`scratch`](arena::scratch), [`ArenaVec`](arena::ArenaVec), pools |
 //! | looking inside | [`HshmAlloc::verify`], [`HeapReport`], [`Fault`], [`Accounting`] |
 //! | errors and units | [`Error`], [`ErrorCode`], [`Unit`], [`AllocatorId`], [`ThreadId`] |
 //!
@@ -91,6 +92,7 @@
 #![warn(missing_docs)]
 
 mod alloc;
+pub mod arena;
 mod base;
 mod global;
 mod heap;

@@ -121,6 +121,8 @@ pub enum Error {
     Forked,
     /// The allocator or backend does not do this.
     Unsupported,
+    /// A scope of this arena is open: push into the scope.
+    ScopeOpen,
     /// The operating system said no; the value is `errno`.
     Os(i32),
 }
@@ -182,6 +184,8 @@ pub enum ErrorCode {
     Os = 25,
     /// See [`Error::Forked`].
     Forked = 26,
+    /// See [`Error::ScopeOpen`].
+    ScopeOpen = 27,
 }
 
 impl Error {
@@ -213,6 +217,7 @@ impl Error {
             Error::TableFull { .. } => ErrorCode::TableFull,
             Error::Forked => ErrorCode::Forked,
             Error::Unsupported => ErrorCode::Unsupported,
+            Error::ScopeOpen => ErrorCode::ScopeOpen,
             Error::Os(_) => ErrorCode::Os,
         }
     }
@@ -268,6 +273,7 @@ impl fmt::Display for Error {
             Error::TableFull { slots } => write!(f, "all {slots} slots are taken"),
             Error::Forked => f.write_str("the handle is the parent process's; attach again"),
             Error::Unsupported => f.write_str("not supported here"),
+            Error::ScopeOpen => f.write_str("a scope of this arena is open: push into the scope"),
             Error::Os(errno) => write!(f, "operating system error {errno}"),
         }
     }

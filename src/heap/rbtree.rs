@@ -138,6 +138,14 @@ impl<N: Nodes> Tree<N> {
         if removed_red { Ok(()) } else { self.settle_black(child, parent) }
     }
 
+    /// Puts `with`, which is in no tree and has the same key, where `node` is.
+    pub(crate) fn substitute(&self, node: Node, with: Node) -> Result<()> {
+        self.replace(node, Some(with))?;
+        self.adopt(with, Link::Left, self.0.link(node, Link::Left)?)?;
+        self.adopt(with, Link::Right, self.0.link(node, Link::Right)?)?;
+        self.0.set_red(with, self.0.is_red(node)?)
+    }
+
     /// The node with the lowest key that is at least `key`: the best fit, for keys that begin with
     /// a size.
     pub(crate) fn lower_bound(&self, key: N::Key) -> Result<Option<Node>> {

@@ -1,0 +1,151 @@
+#![allow(unsafe_code)] // frees, and looks at blocks
+use super::*;
+use crate::arena::Growth;
+use crate::base::ErrorCode;
+
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+#[test]
+fn the_shortest_that_fits_is_taken() {
+    let arena = Arena::new();
+    let heap = BestFit::new(&arena);
+    let sizes = [400, 100, 300, 200, 500];
+    let blocks = sizes.map(|size| {
+        let block = heap.allocate(layout(size, 8)).unwrap();
+        heap.allocate(layout(8, 8)).unwrap(); // Keeps it from its neighbours.
+        block
+    });
+    // SAFETY: each is freed once.
+    blocks.iter().for_each(|&block| unsafe { heap.free(block).unwrap() });
+    heap.verify().unwrap();
+    for (wanted, found) in [(250, 2), (90, 1), (410, 4), (150, 3), (350, 0)] {
+        assert_eq!(heap.allocate(layout(wanted, 8)).unwrap(), blocks[found]);
+    }
+    heap.verify().unwrap();
+}
+
+#[test]
+fn neighbours_are_joined_in_every_order() {
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let arena = Arena::new();
+        let heap = BestFit::new(&arena);
+        let blocks = [(); 3].map(|()| heap.allocate(layout(100, 8)).unwrap());
+        for index in order {
+            // SAFETY: each is freed once.
+            unsafe { heap.free(blocks[index]).unwrap() };
+            heap.verify().unwrap();
+        }
+        let stats = heap.stats();
+        assert_eq!((stats.free_blocks, stats.used_bytes, stats.chunks), (1, 0, 1));
+    }
+}
+
+#[test]
+fn bad_frees_are_refused() {
+    let arena = Arena::new();
+    let heap = BestFit::new(&arena);
+    let [a, b] = [(); 2].map(|()| heap.allocate(layout(100, 8)).unwrap());
+    // SAFETY: the second free of each is what is tested, and touches tags only.
+    unsafe {
+        heap.free(a).unwrap();
+        assert_eq!(heap.free(a).unwrap_err().code(), ErrorCode::DoubleFree);
+        assert_eq!(heap.free(b.add(4)).unwrap_err().code(), ErrorCode::NotABlock);
+        b.as_ptr().write_bytes(0, 100);
+        assert!(heap.free(b.add(16)).is_err());
+        assert!(heap.free(NonNull::from(&mut 0u64).cast()).is_err());
+        heap.free(b).unwrap();
+    }
+    heap.verify().unwrap();
+}
+
+#[test]
+fn an_overrun_is_found() {
+    let arena = Arena::new();
+    let heap = BestFit::new(&arena);
+    let block = heap.allocate(layout(96, 8)).unwrap();
+    heap.verify().unwrap();
+    // SAFETY: the footer is the heap's own memory.
+    unsafe { block.add(96).write(0xFF) };
+    assert_eq!(heap.verify(), Err(Error::Corrupt));
+}
+
+#[test]
+fn sizes_that_overflow_and_full_arenas() {
+    let arena = Arena::builder().growth(Growth::Fixed).capacity(40_000).build().unwrap();
+    let heap = BestFit::new(&arena);
+    for size in [isize::MAX as usize - 7, isize::MAX as usize - 100, 50_000] {
+        assert_eq!(heap.allocate(layout(size, 8)).unwrap_err().code(), ErrorCode::OutOfMemory);
+    }
+    let far = layout(8, 1 << 62);
+    assert_eq!(heap.allocate(far).unwrap_err().code(), ErrorCode::OutOfMemory);
+    let mut blocks = Vec::new();
+    while let Ok(block) = heap.allocate(layout(1000, 8)) {
+        blocks.push(block);
+    }
+    assert!(blocks.len() >= 37, "{}", blocks.len());
+    // SAFETY: each is freed once.
+    blocks.into_iter().for_each(|block| unsafe { heap.free(block).unwrap() });
+    let stats = heap.verify().unwrap();
+    assert_eq!((stats.used_blocks, stats.free_blocks), (0, stats.chunks));
+}
+
+/// Random allocations, frees and changes of length, against what was written into the blocks.
+#[test]
+fn a_model_of_it() {
+    let operations: usize = std::env::var("HSHM_ARENA_OPERATIONS")
+        .map_or(30_000, |n| n.parse().expect("HSHM_ARENA_OPERATIONS is a number"));
+    let arena = Arena::builder().growth(Growth::Reserved).capacity(256 * MIB).build().unwrap();
+    let heap = BestFit::new(&arena);
+    let mut live: Vec<(NonNull<u8>, usize, usize, u8)> = Vec::new();
+    let mut random = 7u64;
+    let check = |&(place, size, align, seed): &(NonNull<u8>, usize, usize, u8)| {
+        assert_eq!(place.addr().get() % align, 0);
+        // SAFETY: a live block of that size, every byte of which was written.
+        let bytes = unsafe { core::slice::from_raw_parts(place.as_ptr(), size) };
+        assert!(bytes.iter().all(|&byte| byte == seed));
+    };
+    for step in 0..operations {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let (choice, at) = ((random >> 33) % 10, (random >> 40) as usize);
+        let size = (at * 7) % (1 << ((random >> 37) % 13));
+        let seed = step as u8;
+        if live.is_empty() || choice < 5 && live.len() < 3000 {
+            let align = if at % 4 == 0 { 1 << ((random >> 50) % 13) } else { 8 };
+            let place = heap.allocate(layout(size, align)).unwrap();
+            // SAFETY: allocated just now.
+            unsafe { place.write_bytes(seed, size) };
+            live.push((place, size, align, seed));
+        } else if choice < 8 {
+            let block = live.swap_remove(at % live.len());
+            check(&block);
+            // SAFETY: freed once.
+            unsafe { heap.free(block.0).unwrap() };
+        } else {
+            let index = at % live.len();
+            let (place, old, align, seed) = live[index];
+            // SAFETY: a live block; the old pointer is forgotten.
+            unsafe {
+                let new = heap.reallocate(place, layout(old, 8), size).unwrap();
+                let kept = old.min(size);
+                assert!(core::slice::from_raw_parts(new.as_ptr(), kept).iter().all(|&b| b == seed));
+                new.write_bytes(seed, size);
+                let align = if new == place { align } else { 8 };
+                live[index] = (new, size, align, seed);
+            }
+        }
+        if step % 1024 == 0 {
+            let stats = heap.verify().unwrap();
+            assert_eq!(stats.used_blocks, live.len());
+            live.iter().for_each(check);
+        }
+    }
+    live.iter().for_each(check);
+    for (place, ..) in live {
+        // SAFETY: freed once.
+        unsafe { heap.free(place).unwrap() };
+    }
+    let stats = heap.verify().unwrap();
+    assert_eq!((stats.used_bytes, stats.free_blocks), (0, stats.chunks));
+}

@@ -1,0 +1,671 @@
+//! [`Arena`]: the bump itself, its slow paths, and taking back.
+//!
+//! ```text
+//!  Arena (32 bytes: top, limit, body, saved)
+//!    |
+//!    v                     prev                  prev
+//!  Body: block -> [ Block 3 ] -> [ Block 2 ] -> [ Block 1 ]       spare -> [ Block ]
+//!                     ^ top .. limit
+//! ```
+//!
+//! What a push needs lies in the arena itself: `top`, the first free byte, and `limit`, the end of
+//! what is committed. A scope ([`Temp`](super::Temp), a scratch) is an `Arena` of its own over the
+//! same body: it takes `top` and `limit` over, and leaves the outer arena *closed*, with a limit of
+//! zero. A push on a closed arena fails the test that every push makes anyway, and so comes to
+//! `make_room`, which says that a scope is open. So the depth is always checked, and it costs
+//! nothing.
+//!
+//! Invariants. Of all the arenas over one body exactly one is open, unless its guard was leaked. In
+//! the open one, `data <= top <= limit` for the current block, and `limit` is its `committed`. What
+//! a closed one had handed out lies below its `saved` address, and the top never falls below that
+//! while it is closed.
+//!
+//! A place is taken back by address: blocks are dropped until one holds it. No address below a live
+//! scope's start can be in two blocks, because blocks below are not freed.
+#![allow(unsafe_code)] // hands out raw memory
+
+use core::alloc::Layout;
+use core::cell::Cell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::{MaybeUninit, align_of, size_of};
+use core::ptr::{self, NonNull};
+
+use super::block::{Block, HEADER, Origin, out_of_memory};
+use super::options::{ArenaBuilder, Options, Zeroing};
+use super::trace::Trace;
+use super::{Growth, poison};
+use crate::base::{Error, MIB, Result, align_up};
+use crate::region::Region;
+
+/// Blocks of a chain double up to this many bytes.
+const LARGEST_BLOCK: usize = 64 * MIB;
+
+/// What all arenas over the same memory share.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) block: Cell<NonNull<Block>>,
+    /// A block that was dropped and may be needed again soon.
+    pub(super) spare: Cell<Option<NonNull<Block>>>,
+    /// A pop that leaves at most this many committed bytes free has nothing else to do than to
+    /// move the top.
+    easy: usize,
+    auto_align: Cell<usize>,
+    pub(super) options: Options,
+    pub(super) region: Option<Region>,
+    pub(super) trace: Trace,
+}
+
+impl Body {
+    #[inline]
+    pub(super) fn current(&self) -> &Block {
+        // SAFETY: the body's block is live, and only accessed through its cells.
+        unsafe { self.block.get().as_ref() }
+    }
+
+    /// The blocks from the newest to the first.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block> {
+        // SAFETY: all blocks of the chain are live, and only accessed through their cells.
+        let follow = |block: NonNull<Block>| unsafe { block.as_ref() };
+        core::iter::successors(Some(self.current()), move |block| block.prev.get().map(follow))
+    }
+}
+
+/// Memory that is handed out piece by piece and taken back all at once, or from the top.
+///
+/// See the [module](super) for what it is for and how it grows. Pushing takes `&self`; what it
+/// gives out lives until the arena is popped, cleared or dropped, all of which need the arena
+/// for themselves, so that nothing that is taken back is still borrowed.
+///
+/// Values are not dropped with the arena: a pushed `Vec` leaks its buffer. [`push_owned`] gives a
+/// handle that drops its value.
+///
+/// An arena may move to another thread, but it is used by one at a time; for several at once there
+/// is [`SyncArena`](super::SyncArena).
+///
+/// `'m` is how long the caller's memory is lent, for arenas made by
+/// [`build_over`](ArenaBuilder::build_over); `'static` for the others.
+///
+/// [`push_owned`]: Arena::push_owned
+pub struct Arena<'m> {
+    top: Cell<*mut u8>,
+    limit: Cell<usize>,
+    body: NonNull<Body>,
+    /// Where the top was when a scope took over.
+    saved: Cell<*mut u8>,
+    _memory: PhantomData<&'m mut [MaybeUninit<u8>]>,
+}
+
+// SAFETY: an arena owns its memory; what it hands out borrows it, so it only moves to another
+// thread when nothing is borrowed. The views of scopes never move apart from it: their guards
+// borrow the outer arena, which is not `Sync`.
+unsafe impl Send for Arena<'_> {}
+
+/// What an arena has left: from its top to its limit.
+#[derive(Clone, Copy)]
+pub(super) struct Ends {
+    pub(super) top: *mut u8,
+    pub(super) limit: usize,
+}
+
+/// The top of a closed arena: not null, and above every limit of zero.
+const CLOSED: *mut u8 = ptr::without_provenance_mut(1);
+
+impl Arena<'static> {
+    /// A chained arena with default settings.
+    ///
+    /// # Panics
+    /// Where there is no memory; [`ArenaBuilder::build`] gives an error instead.
+    pub fn new() -> Arena<'static> {
+        match ArenaBuilder::new().build() {
+            Ok(arena) => arena,
+            Err(error) => panic!("cannot make an arena: {error}"),
+        }
+    }
+
+    /// Settings for a new arena.
+    pub const fn builder() -> ArenaBuilder {
+        ArenaBuilder::new()
+    }
+
+    pub(super) fn make(options: Options) -> Result<Arena<'static>> {
+        let block = if options.growth.is_mapped() {
+            Block::from_system(options.capacity, &options)?
+        } else {
+            Block::from_heap(options.capacity)?
+        };
+        Self::with_block(block, options, None)
+    }
+
+    /// An arena whose first block is this one, which it takes over, even where that fails.
+    pub(super) fn with_block(
+        block: NonNull<Block>,
+        options: Options,
+        region: Option<Region>,
+    ) -> Result<Arena<'static>> {
+        let layout = Layout::new::<Body>();
+        // SAFETY: the layout is not of size zero.
+        let place = unsafe { std::alloc::alloc(layout) }.cast::<Body>();
+        let Some(body) = NonNull::new(place) else {
+            // SAFETY: the block was made for this arena, which is not to be.
+            unsafe { Block::free(block) };
+            return Err(out_of_memory(layout.size(), 0));
+        };
+        // SAFETY: fresh memory for a body.
+        unsafe { body.write(Body::new(block, options, region)) };
+        Ok(Arena::over_body(body))
+    }
+}
+
+impl Default for Arena<'static> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Body {
+    fn new(block: NonNull<Block>, options: Options, region: Option<Region>) -> Body {
+        let plain = options.zeroing == Zeroing::OnPush && !options.poison && !cfg!(hshm_asan);
+        Body {
+            block: Cell::new(block),
+            spare: Cell::new(None),
+            easy: if plain { options.keep } else { 0 },
+            auto_align: Cell::new(options.align),
+            options,
+            region,
+            trace: Trace::new(),
+        }
+    }
+}
+
+impl<'m> Arena<'m> {
+    pub(super) fn make_over(
+        options: Options,
+        memory: &'m mut [MaybeUninit<u8>],
+    ) -> Result<Arena<'m>> {
+        let base = memory.as_mut_ptr().cast::<u8>();
+        let skip = base.addr().wrapping_neg() % align_of::<Body>().max(16);
+        let body_len = size_of::<Body>().next_multiple_of(16);
+        let needed = skip + body_len + HEADER;
+        if memory.len() < needed {
+            return Err(Error::TooSmall { given: memory.len(), minimum: needed });
+        }
+        // SAFETY: the memory is lent to the arena for `'m`; the body comes first, aligned, then
+        // the block, at a multiple of 16 from it, and both fit.
+        let body = unsafe {
+            let body = base.add(skip).cast::<Body>();
+            let rest = memory.len() - skip - body_len;
+            let block = Block::over(base.add(skip + body_len), rest)?;
+            body.write(Body::new(block, options, None));
+            NonNull::new_unchecked(body)
+        };
+        Ok(Arena::over_body(body))
+    }
+
+    /// The first arena over a body: it starts at the current block's first byte.
+    fn over_body(body: NonNull<Body>) -> Arena<'m> {
+        // SAFETY: the caller just made the body.
+        let block = unsafe { body.as_ref() }.current();
+        Arena {
+            top: Cell::new(block.data),
+            limit: Cell::new(block.committed.get()),
+            body,
+            saved: Cell::new(ptr::null_mut()),
+            _memory: PhantomData,
+        }
+    }
+
+    /// Makes a new arena start `bytes` behind its first byte, at most at its limit: what is before
+    /// that was pushed by another process.
+    pub(super) fn start_at(&self, bytes: usize) {
+        let top = self.top.get();
+        let to = (top.addr() + bytes).min(self.limit.get());
+        self.top.set(top.with_addr(to));
+    }
+
+    #[inline(always)]
+    pub(super) fn body(&self) -> &Body {
+        // SAFETY: the body is live as long as any arena over it, and accessed through cells only.
+        unsafe { self.body.as_ref() }
+    }
+
+    /// Whether two arenas are over the same memory: one is the other, or a scope of it.
+    #[inline]
+    pub fn shares_memory_with(&self, other: &Arena<'_>) -> bool {
+        self.body == other.body
+    }
+
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.limit.get() == 0
+    }
+
+    #[inline]
+    pub(super) fn top(&self) -> *mut u8 {
+        self.top.get()
+    }
+
+    /// Takes `size` bytes at a multiple of `align`, a power of two, where they are committed.
+    /// `size`, rounded up to `align`, is at most `isize::MAX`.
+    #[inline(always)]
+    pub(super) fn bump(&self, size: usize, align: usize) -> Option<NonNull<u8>> {
+        let top = self.top.get();
+        // Neither sum wraps: addresses, sizes and alignments are at most half of all numbers.
+        let start = top.map_addr(|at| at.wrapping_add(align - 1) & !(align - 1));
+        let end = start.addr().wrapping_add(size);
+        if end > self.limit.get() {
+            return None;
+        }
+        self.top.set(start.with_addr(end));
+        self.handed_out(top.addr(), start, size);
+        // SAFETY: `start >= top >= 1`: the sum did not wrap.
+        Some(unsafe { NonNull::new_unchecked(start) })
+    }
+
+    /// What a sanitizer, a debug build or a trace has to do about new bytes; nothing otherwise.
+    #[inline(always)]
+    pub(super) fn handed_out(&self, top: usize, start: *mut u8, size: usize) {
+        poison::allow(start.addr(), size);
+        let position = || self.position_of(start.addr());
+        self.body().trace.pushed(&self.body().options, position, start.addr() - top, size);
+        #[cfg(debug_assertions)]
+        if self.body().options.poison {
+            // Bytes past `dirty` are zero, and stay so for those that count on it.
+            let used = self.body().current().dirty.get().saturating_sub(start.addr());
+            // SAFETY: the bytes were handed out just now and nobody has them yet.
+            unsafe { start.write_bytes(poison::PUSHED, size.min(used)) };
+        }
+    }
+
+    /// [`bump`](Self::bump), with growth.
+    #[inline(always)]
+    pub(super) fn take(&self, size: usize, align: usize) -> Result<NonNull<u8>> {
+        match self.bump(size, align) {
+            Some(start) => Ok(start),
+            None => self.take_slow(size, align),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take_slow(&self, size: usize, align: usize) -> Result<NonNull<u8>> {
+        self.make_room(size, align)?;
+        // It fits now.
+        self.bump(size, align).ok_or(Error::Corrupt)
+    }
+
+    /// Sees to it that the next [`bump`](Self::bump) of these numbers succeeds.
+    fn make_room(&self, size: usize, align: usize) -> Result<()> {
+        if self.is_closed() {
+            return Err(Error::ScopeOpen);
+        }
+        let body = self.body();
+        let block = body.current();
+        let top = self.top.get().addr();
+        let too_large = out_of_memory(usize::MAX, block.end - top);
+        let end = align_up(top, align).and_then(|start| start.checked_add(size));
+        if let Some(end) = end.filter(|&end| end <= block.end) {
+            let before = block.committed.get();
+            block.commit_to(end, &body.options, body.region.as_ref()).map_err(
+                |error| match error {
+                    Error::OutOfMemory { .. } => {
+                        out_of_memory(size, block.committed.get().saturating_sub(top))
+                    }
+                    other => other,
+                },
+            )?;
+            body.trace.committed(&body.options, block.committed.get() - before);
+            self.limit.set(block.committed.get());
+            return Ok(());
+        }
+        if !body.options.growth.is_chained() {
+            return Err(out_of_memory(size, block.end - top));
+        }
+        let needed =
+            size.checked_add(align).and_then(|bytes| bytes.checked_add(HEADER)).ok_or(too_large)?;
+        let next = self.next_block(needed)?;
+        // SAFETY: a block of this arena, in no chain yet.
+        let fresh = unsafe { next.as_ref() };
+        block.soil(top);
+        body.trace.chained(&body.options, block.end - top);
+        fresh.before.set(block.before.get() + block.capacity());
+        fresh.prev.set(Some(body.block.get()));
+        body.block.set(next);
+        self.top.set(fresh.data);
+        self.limit.set(fresh.committed.get());
+        // The start of a mapped block need not hold all of it.
+        self.reach(size, align)
+    }
+
+    /// [`make_room`](Self::make_room) in a block that is long enough.
+    fn reach(&self, size: usize, align: usize) -> Result<()> {
+        let start = align_up(self.top.get().addr(), align);
+        match start.and_then(|start| start.checked_add(size)) {
+            Some(end) if end <= self.limit.get() => Ok(()),
+            _ => self.make_room(size, align),
+        }
+    }
+
+    /// A block for a request that needs `needed` bytes, header included: the spare one, or a new
+    /// one.
+    fn next_block(&self, needed: usize) -> Result<NonNull<Block>> {
+        let body = self.body();
+        if let Some(spare) = body.spare.get() {
+            // SAFETY: the spare block is the body's, and live.
+            if unsafe { spare.as_ref() }.len >= needed {
+                body.spare.set(None);
+                return Ok(spare);
+            }
+        }
+        let options = &body.options;
+        if options.growth.is_mapped() {
+            let len = align_up(needed, options.page_size).ok_or(out_of_memory(needed, 0))?;
+            Block::from_system(len.max(options.capacity), options)
+        } else {
+            let double = body.current().len.saturating_mul(2).min(LARGEST_BLOCK);
+            Block::from_heap(double.max(needed)).or_else(|error| {
+                if double > needed { Block::from_heap(needed) } else { Err(error) }
+            })
+        }
+    }
+
+    /// Takes back everything from `to` on, which must be an address that the top once had and
+    /// nothing above which is in use.
+    #[inline]
+    pub(super) fn rewind(&self, to: *mut u8) {
+        let block = self.body().current();
+        let held = block.holds(to.addr());
+        if held && !self.is_closed() && self.limit.get() - to.addr() <= self.body().easy {
+            block.soil(self.top.get().addr());
+            self.body().trace.popped(&self.body().options, || self.position_of(to.addr()));
+            self.top.set(to);
+        } else {
+            self.rewind_slow(to);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rewind_slow(&self, to: *mut u8) {
+        let body = self.body();
+        let options = &body.options;
+        let top = self.farthest().addr();
+        body.current().soil(top);
+        body.trace.popped(&body.options, || self.position_of(to.addr()));
+        let mut used_to = top;
+        while !body.current().holds(to.addr()) {
+            let dropped = body.block.get();
+            let Some(before) = body.current().prev.get() else { break };
+            self.wipe(body.current().data, used_to);
+            body.block.set(before);
+            self.drop_block(dropped);
+            used_to = body.current().dirty.get();
+        }
+        let block = body.current();
+        self.wipe(to, used_to);
+        if block.committed.get() - to.addr() > options.keep {
+            let from = to.addr() + options.keep;
+            block.decommit_from(from, options.page_size, body.region.as_ref());
+        }
+        self.top.set(to);
+        self.limit.set(block.committed.get());
+    }
+
+    /// Fills, zeroes or forbids the current block's bytes from `to` to `end`, whatever is asked for.
+    fn wipe(&self, to: *mut u8, end: usize) {
+        let body = self.body();
+        let block = body.current();
+        let used = end.min(block.committed.get()).saturating_sub(to.addr());
+        poison::allow(to.addr(), used);
+        if body.options.zeroing == Zeroing::OnPop {
+            // SAFETY: bytes of the block past everything in use, which are committed.
+            unsafe { to.write_bytes(0, used) };
+            if block.dirty.get() <= end {
+                block.dirty.set(block.dirty.get().min(to.addr()));
+            }
+        } else if body.options.poison {
+            // SAFETY: as above.
+            unsafe { poison::fill(to, used) };
+        }
+        poison::forbid(to.addr(), used);
+    }
+
+    /// Keeps a block that left the chain as the spare one, or frees it.
+    fn drop_block(&self, dropped: NonNull<Block>) {
+        let body = self.body();
+        // SAFETY: it was the chain's last block, and is live.
+        let len = unsafe { dropped.as_ref() }.len;
+        let unwanted = match body.spare.get() {
+            // SAFETY: the spare block is live.
+            Some(spare) if unsafe { spare.as_ref() }.len >= len => Some(dropped),
+            old if body.options.keep >= len => {
+                body.spare.set(Some(dropped));
+                old
+            }
+            _ => Some(dropped),
+        };
+        if let Some(block) = unwanted {
+            // SAFETY: in no chain, and not the spare one any more.
+            unsafe { Block::free(block) };
+        }
+    }
+
+    /// Empties an arena: all blocks but one are given up. The one that stays is the longest, so
+    /// that an arena that is cleared over and over ends up with a block that holds everything.
+    pub(super) fn rewind_all(&self) {
+        let body = self.body();
+        let first = body.blocks().last().map_or(CLOSED, |block| block.data);
+        if body.current().prev.get().is_none() {
+            return self.rewind(first);
+        }
+        self.rewind_slow(first);
+        if let Some(spare) = body.spare.take() {
+            // SAFETY: the spare block is live.
+            let block = unsafe { spare.as_ref() };
+            if block.len <= body.current().len {
+                return body.spare.set(Some(spare));
+            }
+            // The first block is in the way of a longer one.
+            let old = body.block.replace(spare);
+            block.prev.set(None);
+            block.before.set(0);
+            // SAFETY: the old block holds nothing, and is in no chain any more.
+            unsafe { Block::free(old) };
+            self.top.set(block.data);
+            self.limit.set(block.committed.get());
+        }
+    }
+
+    /// Committed bytes past the top.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        self.limit.get().saturating_sub(self.top.get().addr())
+    }
+
+    /// Frees all blocks before the current one.
+    ///
+    /// # Safety
+    /// Nobody uses anything in them.
+    pub(super) unsafe fn drop_older_blocks(&self) {
+        let mut next = self.body().current().prev.take();
+        while let Some(block) = next {
+            // SAFETY: each was in the chain once, and nobody uses what it held.
+            unsafe {
+                next = block.as_ref().prev.get();
+                Block::free(block);
+            }
+        }
+    }
+
+    /// Starts a scope: an arena over the same memory that goes on where this one is, which is
+    /// closed meanwhile.
+    #[inline]
+    pub(super) fn open(&self) -> Result<Arena<'m>> {
+        if self.is_closed() {
+            return Err(Error::ScopeOpen);
+        }
+        let top = self.top.replace(CLOSED);
+        self.saved.set(top);
+        Ok(Arena {
+            top: Cell::new(top),
+            limit: Cell::new(self.limit.replace(0)),
+            body: self.body,
+            saved: Cell::new(ptr::null_mut()),
+            _memory: PhantomData,
+        })
+    }
+
+    /// Closes this arena for good. Gives its top.
+    pub(super) fn shut(&self) -> *mut u8 {
+        self.limit.set(0);
+        let top = self.top.replace(CLOSED);
+        self.saved.set(top);
+        top
+    }
+
+    /// Ends a scope of this arena, which it has closed: takes back everything from `start` on. The
+    /// scope began with the limit `limit`, and ends as `inner`. (Its arena itself may lie in what is
+    /// taken back.)
+    #[inline]
+    pub(super) fn end_scope(&self, inner: Ends, limit: usize, start: *mut u8) {
+        let body = self.body();
+        // The limit is the same: the scope neither committed nor chained, and left no scope open.
+        if inner.limit == limit && limit - start.addr() <= body.easy {
+            body.current().soil(inner.top.addr());
+            body.trace.popped(&body.options, || self.position_of(start.addr()));
+            self.top.set(start);
+            self.limit.set(limit);
+        } else {
+            self.reopen(inner.top);
+            if inner.limit == 0 {
+                // A scope inside it was leaked.
+                self.top.set(self.farthest());
+            }
+            self.rewind(start);
+        }
+    }
+
+    /// Top and limit.
+    #[inline]
+    pub(super) fn ends(&self) -> Ends {
+        Ends { top: self.top.get(), limit: self.limit.get() }
+    }
+
+    /// Where the top was when a scope took over.
+    #[inline]
+    pub(super) fn saved(&self) -> *mut u8 {
+        self.saved.get()
+    }
+
+    /// The end of what is committed for this arena; 0 while it is closed.
+    #[inline]
+    pub(super) fn limit(&self) -> usize {
+        self.limit.get()
+    }
+
+    /// Opens this arena again with its top at `top`, an address in the current block.
+    #[inline]
+    pub(super) fn reopen(&self, top: *mut u8) {
+        self.top.set(top);
+        self.limit.set(self.body().current().committed.get());
+    }
+
+    /// Where this arena's top is, or was when a scope took over.
+    #[inline]
+    pub(super) fn mark(&self) -> *mut u8 {
+        if self.is_closed() { self.saved.get() } else { self.top.get() }
+    }
+
+    /// The top, or as far as it can have come where a scope that was leaked has it.
+    fn farthest(&self) -> *mut u8 {
+        if self.top.get() == CLOSED {
+            let block = self.body().current();
+            block.data.with_addr(block.committed.get())
+        } else {
+            self.top.get()
+        }
+    }
+
+    /// The position of an address that the top has or had.
+    pub(super) fn position_of(&self, address: usize) -> usize {
+        let holder = self.body().blocks().find(|block| block.holds(address));
+        holder.map_or(0, |block| block.before.get() + (address - block.data.addr()))
+    }
+
+    /// The place of a position at or below the top.
+    pub(super) fn place_of(&self, position: usize) -> Result<*mut u8> {
+        let now = self.pos();
+        let outside = Error::OffsetOutOfRange { offset: position as u64, length: now as u64 };
+        if position > now {
+            return Err(outside);
+        }
+        let holder = self.body().blocks().find(|block| block.before.get() <= position);
+        let block = holder.ok_or(outside)?;
+        // The tail that a block had left when it was chained may not be committed.
+        let place = block.data.wrapping_add(position - block.before.get());
+        Ok(place.with_addr(place.addr().min(block.committed.get())))
+    }
+
+    #[inline]
+    pub(super) fn auto_align_cell(&self) -> &Cell<usize> {
+        &self.body().auto_align
+    }
+
+    /// Says what went wrong, and panics.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn fail(&self, error: Error) -> ! {
+        match self.body().options.name() {
+            "" => panic!("arena: {error}"),
+            name => panic!("arena `{name}`: {error}"),
+        }
+    }
+}
+
+impl Drop for Arena<'_> {
+    fn drop(&mut self) {
+        let body = self.body;
+        let given = self.body().current().origin == Origin::Given;
+        let mut next = Some(self.body().block.get());
+        if let Some(spare) = self.body().spare.take() {
+            // SAFETY: nobody uses the spare block.
+            unsafe { Block::free(spare) };
+        }
+        while let Some(block) = next {
+            // SAFETY: the arena goes, and with it all that was borrowed from it; each block is in
+            // the chain once.
+            unsafe {
+                next = block.as_ref().prev.get();
+                Block::free(block);
+            }
+        }
+        // SAFETY: the last arena over the body goes: scopes borrow the arena, and never drop
+        // their view of it. The body was made by `with_block`, or lies in the caller's memory.
+        unsafe {
+            body.drop_in_place();
+            if !given {
+                std::alloc::dealloc(body.as_ptr().cast(), Layout::new::<Body>());
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Arena<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No addresses: logs travel further than pointers should.
+        let options = &self.body().options;
+        f.debug_struct("Arena")
+            .field("name", &options.name())
+            .field("growth", &options.growth)
+            .field("pos", &self.pos())
+            .field("scope_open", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Growth {
+    /// Whether a lot of room can be left open in the middle of an arena.
+    pub(super) const fn has_room(self) -> bool {
+        !matches!(self, Growth::Chained)
+    }
+}

@@ -1,0 +1,235 @@
+//! An arena as a picture: text for a terminal, SVG for a browser.
+
+use core::fmt::Write;
+
+use super::Arena;
+use super::trace::{ArenaLog, ArenaStats};
+
+/// One block, by positions.
+struct Stretch {
+    start: usize,
+    used: usize,
+    committed: usize,
+    end: usize,
+}
+
+/// With the feature `arena-trace`.
+impl Arena<'_> {
+    /// What the arena and its scopes did so far.
+    ///
+    /// ```
+    /// let arena = hshm::arena::Arena::new();
+    /// arena.push_value(1u8);
+    /// arena.push_value(2u64);
+    /// let stats = arena.stats();
+    /// assert_eq!((stats.pushes, stats.bytes, stats.padding, stats.high_water), (2, 9, 7, 16));
+    /// ```
+    pub fn stats(&self) -> ArenaStats {
+        self.body().trace.stats()
+    }
+
+    /// Calls `log` for everything that happens from now on to the arena and its scopes.
+    pub fn set_log(&self, log: Option<ArenaLog>) {
+        self.body().trace.set_log(log);
+    }
+
+    /// The blocks, from the first on.
+    fn stretches(&self) -> Vec<Stretch> {
+        let body = self.body();
+        let mark = self.mark().addr();
+        let spans = body.trace.spans();
+        let mut newest = true;
+        let mut all: Vec<Stretch> = body
+            .blocks()
+            .map(|block| {
+                let at =
+                    |address: usize| block.before.get() + address.saturating_sub(block.data.addr());
+                let current = core::mem::take(&mut newest);
+                let committed = block.committed.get();
+                let last = spans.partition_point(|span| span.1 <= at(block.end));
+                let used = if current && block.holds(mark) {
+                    at(mark)
+                } else {
+                    // What the last push before the next block left is skipped.
+                    last.checked_sub(1).map_or(0, |index| spans[index].1)
+                };
+                Stretch {
+                    start: block.before.get(),
+                    used: used.clamp(block.before.get(), at(committed)),
+                    committed: at(committed),
+                    end: at(block.end),
+                }
+            })
+            .collect();
+        all.reverse();
+        all
+    }
+
+    /// The arena as text, one line for each block: `#` used, `-` padding, `=` committed and free,
+    /// `.` reserved; a cell shows what its first byte is. `width` is how many cells a line has, at
+    /// least one.
+    ///
+    /// ```
+    /// use hshm::arena::{Arena, Growth};
+    /// let arena = Arena::builder().growth(Growth::Reserved).capacity(256 << 10).name("tree").build()?;
+    /// arena.push(20_000);
+    /// let text = arena.draw_text(32);
+    /// assert!(text.contains("tree") && text.contains("[###=====...."), "{text}");
+    /// # Ok::<(), hshm::Error>(())
+    /// ```
+    pub fn draw_text(&self, width: usize) -> String {
+        let width = width.max(1);
+        let spans = self.body().trace.spans();
+        let mut text = String::new();
+        let name = if self.name().is_empty() { "arena" } else { self.name() };
+        let _ = writeln!(text, "{name}: {} bytes in use", self.pos());
+        for block in self.stretches() {
+            let len = (block.end - block.start).max(1);
+            let cells: String = (0..width)
+                .map(|cell| {
+                    let at = block.start + cell * (len / width) + cell * (len % width) / width;
+                    if at >= block.committed {
+                        return '.';
+                    }
+                    if at >= block.used {
+                        return '=';
+                    }
+                    let before = spans.partition_point(|&(start, _)| start <= at);
+                    let inside = before.checked_sub(1).is_none_or(|index| at < spans[index].1);
+                    // Pushes past those that are remembered count as used.
+                    if inside || before == spans.len() { '#' } else { '-' }
+                })
+                .collect();
+            let _ = writeln!(
+                text,
+                "{:>12} [{cells}] {} used, {} committed, {} long",
+                block.start,
+                block.used - block.start,
+                block.committed - block.start,
+                block.end - block.start,
+            );
+        }
+        text
+    }
+
+    /// The arena as an SVG picture: a bar for each block, in it the pushes in two alternating
+    /// colours, gaps for padding, then what is committed and what is reserved.
+    pub fn draw_svg(&self) -> String {
+        const WIDTH: f64 = 960.0;
+        const ROW: usize = 56;
+        let spans = self.body().trace.spans();
+        let blocks = self.stretches();
+        let height = 40 + blocks.len() * ROW;
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"1000\" height=\"{height}\" \
+             font-family=\"monospace\" font-size=\"12\">\n<text x=\"20\" y=\"22\">{}: {} bytes in \
+             use</text>\n",
+            escape(self.name()),
+            self.pos(),
+        );
+        for (row, block) in blocks.iter().enumerate() {
+            // What is reserved and never used would make everything else too thin to see.
+            let shown = block.end.min(block.start + (block.committed - block.start) * 5 / 4 + 1);
+            let scale = WIDTH / (shown - block.start).max(1) as f64;
+            let top = 40 + row * ROW;
+            let mut bar = |from: usize, to: usize, colour: &str| {
+                if to > from {
+                    let x = 20.0 + (from - block.start) as f64 * scale;
+                    let width = (to - from) as f64 * scale;
+                    let _ = writeln!(
+                        svg,
+                        "<rect x=\"{x:.2}\" y=\"{top}\" width=\"{width:.2}\" height=\"24\" \
+                         fill=\"{colour}\"/>"
+                    );
+                }
+            };
+            bar(block.start, shown, "#eeeeee");
+            bar(block.start, block.committed, "#cfe3cf");
+            bar(block.start, block.used, "#f2d9a0");
+            let inside = spans.iter().filter(|span| span.0 >= block.start && span.1 <= block.end);
+            for (index, &(from, to)) in inside.enumerate() {
+                bar(from, to, if index % 2 == 0 { "#3b6ea5" } else { "#6f9fd0" });
+            }
+            let _ = writeln!(
+                svg,
+                "<text x=\"20\" y=\"{}\">at {}: {} used, {} committed, {} long</text>",
+                top + 40,
+                block.start,
+                block.used - block.start,
+                block.committed - block.start,
+                block.end - block.start,
+            );
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::{ArenaEvent, Growth};
+    use std::cell::RefCell;
+
+    #[test]
+    fn it_counts() {
+        let mut arena = Arena::builder().capacity(1024).build().unwrap();
+        arena.push_value(1u8);
+        arena.push_value(1u64);
+        arena.push(2000);
+        arena.temp().push(100);
+        let stats = arena.stats();
+        assert_eq!((stats.pushes, stats.bytes, stats.padding), (4, 2109, 7));
+        assert_eq!((stats.chained, stats.pops), (2, 1));
+        assert!(stats.high_water >= arena.pos() + 100);
+        assert!(stats.tails > 0 && stats.tails < 1200);
+        arena.clear();
+        assert_eq!(arena.stats().high_water, stats.high_water);
+        let reserved = Arena::builder().growth(Growth::Reserved).capacity(1 << 20).build().unwrap();
+        reserved.push(500_000);
+        assert_eq!(reserved.stats().commits, 1);
+    }
+
+    #[test]
+    fn it_logs() {
+        thread_local!(static SEEN: RefCell<Vec<(String, ArenaEvent)>> = const { RefCell::new(Vec::new()) });
+        let mut arena = Arena::builder().name("logged").build().unwrap();
+        arena.set_log(Some(|name, event| SEEN.with_borrow_mut(|s| s.push((name.into(), event)))));
+        arena.push_value(1u8);
+        arena.push_value(1u32);
+        arena.clear();
+        arena.set_log(None);
+        arena.push_value(1u8);
+        let events: Vec<_> = SEEN
+            .take()
+            .into_iter()
+            .map(|(name, event)| {
+                assert_eq!(name, "logged");
+                event
+            })
+            .collect();
+        let push = |position, padding, len| ArenaEvent::Push { position, padding, len };
+        assert_eq!(events, [push(0, 0, 1), push(4, 3, 4), ArenaEvent::Pop { to: 0 }]);
+    }
+
+    #[test]
+    fn it_draws() {
+        let arena = Arena::builder().capacity(1000).name("a<b").build().unwrap();
+        arena.push(300);
+        arena.push_aligner(512).unwrap();
+        arena.push(100);
+        arena.push(3000);
+        let text = arena.draw_text(40);
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.contains('#') && text.contains('='), "{text}");
+        let svg = arena.draw_svg();
+        assert!(svg.contains("a&lt;b") && svg.ends_with("</svg>\n"));
+        // A bar and a half for each block, and one for each push.
+        assert!(svg.matches("<rect").count() >= 3 + 4, "{svg}");
+        assert_eq!(svg.matches("#3b6ea5").count() + svg.matches("#6f9fd0").count(), 3);
+    }
+}

@@ -1,0 +1,198 @@
+//! Scopes: what is pushed in one is taken back at its end.
+//!
+//! ```text
+//!   outer arena (closed while the scope is open)
+//!   | what the outer arena pushed | what the scope pushes ...
+//!                                 ^ saved: where the scope ends
+//!
+//!   scope_leaving: | outer's | room for what is returned | what the scope pushes ...
+//! ```
+//!
+//! The borrow checker sees to it that nothing leaves a scope. That nobody pushes into the *outer*
+//! arena while a scope is open, which the end of the scope would take back, it cannot see; the
+//! closed outer arena refuses ([`Error::ScopeOpen`]), in every build and at no cost.
+#![allow(unsafe_code)] // lends a part of an arena to another arena
+
+use core::fmt;
+use core::mem::{ManuallyDrop, MaybeUninit, size_of};
+use core::ops::Deref;
+use core::slice;
+
+use super::Arena;
+use super::options::ArenaBuilder;
+use crate::base::{Error, Result};
+
+/// A scope of an arena (`ArenaTemp`): an arena itself, which takes everything back that was pushed
+/// into it when it is dropped. Made by [`Arena::temp`].
+///
+/// A scope that is leaked takes nothing back, and leaves its arena closed until that is popped or
+/// cleared.
+pub struct Temp<'a> {
+    view: ManuallyDrop<Arena<'a>>,
+    outer: &'a Arena<'a>,
+    /// The limit at the start.
+    limit: usize,
+}
+
+impl Temp<'_> {
+    /// Takes back everything that was pushed into the scope, and goes on.
+    pub fn clear(&mut self) {
+        self.view.rewind(self.outer.mark());
+    }
+
+    /// Takes back everything pushed since [`pos`](Arena::pos) was `position`.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] for a position past the top, or before the scope.
+    pub fn pop_to(&mut self, position: usize) -> Result<()> {
+        if position < self.outer.pos() {
+            let length = self.pos() as u64;
+            return Err(Error::OffsetOutOfRange { offset: position as u64, length });
+        }
+        let place = self.view.place_of(position)?;
+        self.view.rewind(place);
+        Ok(())
+    }
+}
+
+impl<'a> Deref for Temp<'a> {
+    type Target = Arena<'a>;
+    #[inline]
+    fn deref(&self) -> &Arena<'a> {
+        &self.view
+    }
+}
+
+impl Drop for Temp<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.outer.end_scope(self.view.ends(), self.limit, self.outer.saved());
+    }
+}
+
+impl fmt::Debug for Temp<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Temp").field(&*self.view).finish()
+    }
+}
+
+impl Arena<'_> {
+    /// Starts a scope, which lasts as long as the guard.
+    ///
+    /// ```
+    /// # use hshm::arena::Arena;
+    /// let arena = Arena::new();
+    /// let kept = arena.push_str("kept");
+    /// let here = arena.pos();
+    /// {
+    ///     let temp = arena.temp();
+    ///     temp.push(10_000);
+    ///     assert!(arena.try_push(1).is_err(), "a scope of this arena is open");
+    /// }
+    /// assert_eq!((arena.pos(), &*kept), (here, "kept"));
+    /// ```
+    ///
+    /// # Panics
+    /// While another scope of this arena is open: start the inner one from that.
+    #[inline]
+    pub fn temp(&self) -> Temp<'_> {
+        self.or_fail(self.try_temp())
+    }
+
+    /// [`temp`](Self::temp), or [`Error::ScopeOpen`].
+    #[inline]
+    pub fn try_temp(&self) -> Result<Temp<'_>> {
+        let limit = self.limit();
+        Ok(Temp { view: ManuallyDrop::new(self.open()?), outer: self, limit })
+    }
+
+    /// Runs `work` with a scope of this arena.
+    ///
+    /// ```
+    /// # use hshm::arena::Arena;
+    /// let arena = Arena::new();
+    /// let sum: u64 = arena.scope(|temp| temp.push_iter(1..=100u64).iter().sum());
+    /// assert_eq!((sum, arena.pos()), (5050, 0));
+    /// ```
+    ///
+    /// What was pushed cannot leave:
+    ///
+    /// ```compile_fail
+    /// # use hshm::arena::Arena;
+    /// let arena = Arena::new();
+    /// let gone = arena.scope(|temp| temp.push_value(1));
+    /// ```
+    ///
+    /// # Panics
+    /// As [`temp`](Self::temp).
+    #[inline]
+    pub fn scope<R>(&self, work: impl for<'s> FnOnce(&'s Arena<'s>) -> R) -> R {
+        let temp = self.temp();
+        work(&temp)
+    }
+
+    /// Runs `work` with a scope and pushes what it returns, where the scope began.
+    ///
+    /// # Errors
+    /// [`Error::ScopeOpen`], [`Error::OutOfMemory`].
+    pub fn try_push_result<R>(
+        &self,
+        work: impl for<'s> FnOnce(&'s Arena<'s>) -> R,
+    ) -> Result<&mut R> {
+        let place = self.try_push_with_uninit::<R>()?;
+        let temp = self.try_temp()?;
+        Ok(place.write(work(&temp)))
+    }
+
+    #[allow(clippy::mut_from_ref)] // fresh bytes
+    fn try_push_with_uninit<T>(&self) -> Result<&mut MaybeUninit<T>> {
+        self.try_push_value(MaybeUninit::uninit())
+    }
+
+    /// Runs `work` with a scope *behind* `room` bytes, which stay: `work` gets an arena over these
+    /// bytes for what it returns, and the scope for everything else. What it leaves of the room
+    /// goes back. The room's own bookkeeping (less than 512 bytes) comes on top.
+    ///
+    /// ```
+    /// # use hshm::arena::{Arena, Growth};
+    /// let arena = Arena::builder().growth(Growth::Reserved).build()?;
+    /// let text = arena.scope_leaving(4096, |room, temp| {
+    ///     let parts = temp.push_iter(["a", "b"].map(|part| temp.push_str(part)));
+    ///     &*room.push_str(&parts.iter().map(|part| &**part).collect::<String>())
+    /// })?;
+    /// assert_eq!(text, "ab");
+    /// # Ok::<(), hshm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for [chained](super::Growth::Chained) arenas, whose blocks are too
+    /// small to leave room in; [`Error::ScopeOpen`], [`Error::OutOfMemory`].
+    pub fn scope_leaving<'a, R>(
+        &'a self,
+        room: usize,
+        work: impl for<'s> FnOnce(&'a Arena<'a>, &'s Arena<'s>) -> R,
+    ) -> Result<R> {
+        /// What an arena in an arena needs before its first byte, at most.
+        const OVERHEAD: usize = 512;
+        if !self.body().options.growth.has_room() {
+            return Err(Error::Unsupported);
+        }
+        let too_large = Error::OutOfMemory { requested: usize::MAX, available: 0 };
+        let bytes = room.checked_add(OVERHEAD - size_of::<Arena<'_>>()).ok_or(too_large)?;
+        let place = self.try_push_with_uninit::<Arena<'a>>()?;
+        let memory = self.take(bytes, 16)?.cast::<MaybeUninit<u8>>().as_ptr();
+        // SAFETY: pushed just now into this arena, which is borrowed for `'a`.
+        let memory = unsafe { slice::from_raw_parts_mut(memory, bytes) };
+        let settings = ArenaBuilder::new().poison(false).align(self.auto_align()).name("room");
+        // In the arena and never dropped: there is nothing to drop in an arena over lent memory.
+        let inner: &'a Arena<'a> = place.write(settings.build_over(memory)?);
+        let result = work(inner, &*self.try_temp()?);
+        // A scope of the room that was leaked may have values up to its end.
+        if !inner.is_closed() {
+            let end = inner.shut();
+            // The room's last byte was this arena's last push.
+            self.rewind(self.top().with_addr(end.addr()));
+        }
+        Ok(result)
+    }
+}

@@ -1,0 +1,274 @@
+//! What the model does not reach: sizes at the edges, pages, leaked scopes, threads.
+#![allow(unsafe_code)] // looks at bytes that were popped
+
+use super::*;
+use crate::base::{Error, ErrorCode, KIB, MIB};
+use std::alloc::Layout;
+use std::mem::MaybeUninit;
+
+fn reserved(capacity: usize) -> Arena<'static> {
+    Arena::builder().growth(Growth::Reserved).capacity(capacity).build().unwrap()
+}
+
+#[test]
+fn wrong_settings_are_refused() {
+    let code = |builder: ArenaBuilder| builder.build().map_err(|error| error.code()).err();
+    let builder = Arena::builder();
+    assert_eq!(code(builder.page_size(4096 * 3)), Some(ErrorCode::BadAlignment));
+    assert_eq!(code(builder.page_size(64)), Some(ErrorCode::BadAlignment));
+    assert_eq!(code(builder.align(12)), Some(ErrorCode::BadAlignment));
+    assert_eq!(code(builder.commit_step(0)), Some(ErrorCode::TooSmall));
+    assert_eq!(code(builder.capacity(8)), Some(ErrorCode::TooSmall));
+    let mapped = builder.growth(Growth::Reserved);
+    assert_eq!(code(mapped.capacity(usize::MAX)), Some(ErrorCode::TooLarge));
+    assert_eq!(code(mapped.commit_step(usize::MAX)), Some(ErrorCode::TooLarge));
+    assert_eq!(code(mapped.capacity(isize::MAX as usize & !4095)), Some(ErrorCode::OutOfMemory));
+    assert_eq!(code(builder.capacity(isize::MAX as usize)), Some(ErrorCode::OutOfMemory));
+    let mut little = [MaybeUninit::uninit(); 100];
+    let error = builder.build_over(&mut little).unwrap_err();
+    assert!(matches!(error, Error::TooSmall { given: 100, minimum: 101.. }));
+    assert_eq!(Arena::new().set_auto_align(3), Err(Error::BadAlignment { align: 3 }));
+    assert_eq!(Arena::new().push_aligner(0), Err(Error::BadAlignment { align: 0 }));
+}
+
+#[test]
+fn names_are_cut_between_characters() {
+    let long = "a name of thirty-one bytes, an\u{e9}\u{e9}";
+    let arena = Arena::builder().name(long).build().unwrap();
+    assert_eq!(arena.name(), &long[..32]);
+    assert_eq!(Arena::builder().name(&long[1..]).build().unwrap().name(), &long[1..32]);
+    assert_eq!(
+        Arena::builder()
+            .name("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\u{e9}")
+            .build()
+            .unwrap()
+            .name()
+            .len(),
+        31
+    );
+}
+
+#[test]
+fn sizes_that_overflow_are_errors() {
+    let mut room = [MaybeUninit::uninit(); 2048];
+    let arenas = [
+        Arena::new(),
+        reserved(MIB),
+        Arena::builder().growth(Growth::ReservedThenChained).capacity(MIB).build().unwrap(),
+        Arena::builder().build_over(&mut room).unwrap(),
+    ];
+    for arena in arenas {
+        let before = arena.pos();
+        for size in [usize::MAX, usize::MAX - 7, isize::MAX as usize, isize::MAX as usize - 4095] {
+            assert_eq!(arena.try_push(size).unwrap_err().code(), ErrorCode::OutOfMemory);
+            assert_eq!(arena.try_push_no_zero(size).unwrap_err().code(), ErrorCode::OutOfMemory);
+        }
+        let far = Layout::from_size_align(0, 1 << 63).unwrap();
+        assert_eq!(arena.try_push_layout(far).unwrap_err().code(), ErrorCode::OutOfMemory);
+        assert_eq!(arena.pos(), before);
+        arena.push_value(1u64);
+    }
+}
+
+#[test]
+fn alignments_above_the_page() {
+    for growth in [Growth::Chained, Growth::Reserved, Growth::ReservedThenChained] {
+        let arena = Arena::builder().growth(growth).capacity(32 * MIB).build().unwrap();
+        for shift in 12..24 {
+            let layout = Layout::from_size_align(100, 1 << shift).unwrap();
+            let place = arena.push_layout(layout);
+            assert_eq!(place.addr().get() % (1 << shift), 0);
+        }
+        arena.set_auto_align(64 * KIB).unwrap();
+        assert_eq!(arena.push(3).as_ptr().addr() % (64 * KIB), 0);
+    }
+}
+
+#[test]
+#[should_panic(expected = "arena `small`: out of memory: 5000 bytes requested")]
+fn a_full_arena_says_so() {
+    Arena::builder().growth(Growth::Fixed).name("small").build().unwrap().push(5000);
+}
+
+#[test]
+#[should_panic(expected = "a scope of this arena is open")]
+fn a_closed_arena_says_so() {
+    let arena = Arena::new();
+    let _temp = arena.temp();
+    arena.push_value(1u32);
+}
+
+#[test]
+fn pages_go_back_past_the_threshold() {
+    let builder = Arena::builder().growth(Growth::Reserved).capacity(64 * MIB);
+    let mut arena = builder.decommit_above(MIB).build().unwrap();
+    arena.push(32 * MIB).fill(1);
+    assert!(arena.committed() >= 32 * MIB);
+    arena.pop(31 * MIB);
+    assert!(arena.committed() <= 2 * MIB + 4096, "{}", arena.committed());
+    arena.clear();
+    assert!(arena.committed() <= MIB + 4096, "{}", arena.committed());
+    assert!(arena.push(32 * MIB).iter().all(|&byte| byte == 0));
+    arena.temp().push(8 * MIB).fill(2);
+    assert!(arena.committed() <= 33 * MIB + 4096, "{}", arena.committed());
+    arena.clear();
+    arena.trim();
+    assert!(arena.committed() <= 4096, "{}", arena.committed());
+    let mut kept = builder.build().unwrap();
+    kept.push(32 * MIB);
+    kept.clear();
+    assert!(kept.committed() >= 32 * MIB);
+}
+
+#[test]
+fn a_cleared_chain_comes_to_be_one_block() {
+    let mut arena = Arena::new();
+    for _ in 0..4 {
+        for n in 0..10_000u64 {
+            arena.push_value(n);
+        }
+        arena.clear();
+    }
+    let committed = arena.committed();
+    let before = arena.body().blocks().count();
+    for n in 0..10_000u64 {
+        arena.push_value(n);
+    }
+    assert_eq!((before, arena.body().blocks().count()), (1, 1));
+    assert_eq!(arena.committed(), committed);
+}
+
+#[test]
+fn popped_bytes_are_zeroed_or_filled() {
+    let look = |arena: &mut Arena<'_>| {
+        let place = arena.push(100).as_mut_ptr();
+        // SAFETY: pushed just now.
+        unsafe { place.write_bytes(7, 100) };
+        arena.clear();
+        // The bytes are the arena's, which lives, and no one has them.
+        // SAFETY: the block stays.
+        unsafe { std::slice::from_raw_parts(place, 100) }.to_vec()
+    };
+    let mut wiped = Arena::builder().poison(false).zeroing(Zeroing::OnPop).build().unwrap();
+    let mut filled = Arena::builder().poison(true).build().unwrap();
+    let mut plain = Arena::builder().poison(false).build().unwrap();
+    if cfg!(hshm_asan) {
+        return; // Looking at popped bytes is what the sanitizer reports.
+    }
+    assert_eq!(look(&mut wiped), [0; 100]);
+    assert_eq!(look(&mut filled), [0xDD; 100]);
+    assert_eq!(look(&mut plain), [7; 100]);
+}
+
+#[test]
+fn a_leaked_scope_closes_its_arena_until_it_is_popped() {
+    let mut arena = Arena::builder().decommit_above(0).build().unwrap();
+    let kept = arena.pos();
+    let here: &'static str = {
+        std::mem::forget(arena.temp());
+        "leaked"
+    };
+    assert_eq!(arena.try_push_value(here).err(), Some(Error::ScopeOpen));
+    arena.pop_to(kept).unwrap();
+    assert_eq!(*arena.push_value(here), "leaked");
+    let temp = arena.temp();
+    std::mem::forget(temp.temp());
+    assert_eq!(temp.try_push(1).unwrap_err(), Error::ScopeOpen);
+    drop(temp);
+    arena.push_value(1u8);
+}
+
+#[test]
+fn a_panic_ends_its_scope() {
+    let arena = Arena::new();
+    let here = arena.pos();
+    let work = || {
+        arena.scope(|temp| {
+            temp.push(100);
+            panic!("in a scope");
+        })
+    };
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err());
+    assert_eq!(arena.pos(), here);
+    arena.push_value(1u8);
+}
+
+#[test]
+fn results_are_left_behind() {
+    let arena = reserved(MIB);
+    let sum = arena.try_push_result(|temp| temp.push_iter(0..1000u64).iter().sum::<u64>()).unwrap();
+    assert_eq!((*sum, arena.pos()), (499_500, 8));
+    let before = arena.pos();
+    let words = arena
+        .scope_leaving(64 * KIB, |room, temp| {
+            let text = temp.push_str("a b c");
+            assert!(arena.try_push(1).is_err(), "the scope is open");
+            room.push_iter(text.split(' ').map(|word| &*room.push_str(word)))
+        })
+        .unwrap();
+    assert_eq!(words, ["a", "b", "c"]);
+    assert!(arena.pos() - before < 1024, "what is left of the room goes back");
+    arena.push(100).fill(0xFF);
+    assert_eq!(words, ["a", "b", "c"]);
+    let full = arena.scope_leaving(MIB, |_, _| ());
+    assert_eq!(full.unwrap_err().code(), ErrorCode::OutOfMemory);
+    let room = arena.scope_leaving(100, |room, _| room).unwrap();
+    assert_eq!(room.try_push_value(1u8), Err(Error::ScopeOpen), "it ended with the scope");
+    assert_eq!(Arena::new().scope_leaving(1, |_, _| ()), Err(Error::Unsupported));
+}
+
+#[test]
+fn threads_share_one() {
+    let arena =
+        SyncArena::build(&Arena::builder().growth(Growth::Reserved).capacity(16 * MIB)).unwrap();
+    let all: Vec<&mut [u64]> = std::thread::scope(|scope| {
+        let work = |thread: u64| {
+            let arena = &arena;
+            move || (0..1000).map(|n| arena.push_slice(&[thread, n, 7])).collect::<Vec<_>>()
+        };
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(work(thread))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    for (at, values) in all.iter().enumerate() {
+        assert_eq!(**values, [at as u64 / 1000, at as u64 % 1000, 7]);
+    }
+    assert_eq!(arena.pos(), 4 * 1000 * 24);
+    assert_eq!(arena.push(10), [0; 10]);
+    assert_eq!(arena.push_str("text"), "text");
+}
+
+/// An iterator that pushes into the arena that it is pushed into.
+#[test]
+fn an_iterator_may_push() {
+    let arena = Arena::new();
+    let names = arena.push_iter((0..100).map(|n| &*arena.format(format_args!("name {n}"))));
+    assert!(names.iter().enumerate().all(|(n, name)| *name == format!("name {n}")));
+    let made = arena.push_with(|| *arena.push_value(5u8) + 1);
+    assert_eq!(*made, 6);
+}
+
+#[cfg(hshm_asan)]
+#[test]
+fn the_sanitizer_knows_what_was_popped() {
+    unsafe extern "C" {
+        fn __asan_address_is_poisoned(address: *const u8) -> i32;
+    }
+    // SAFETY: the address is only looked up.
+    let poisoned = |address: *const u8| unsafe { __asan_address_is_poisoned(address) != 0 };
+    for growth in [Growth::Fixed, Growth::Chained, Growth::Reserved] {
+        let mut arena = Arena::builder().growth(growth).capacity(8192).build().unwrap();
+        let kept = arena.push(64).as_ptr();
+        let here = arena.pos();
+        let gone = arena.push(256).as_ptr();
+        assert!(!poisoned(kept) && !poisoned(gone.wrapping_add(255)));
+        assert!(poisoned(gone.wrapping_add(256)), "nobody has that yet");
+        arena.pop_to(here).unwrap();
+        assert!(!poisoned(kept.wrapping_add(63)) && poisoned(gone));
+        let pool = Pool::new(&arena).unwrap();
+        let value = pool.put([0u64; 8]);
+        let place = (&raw const *value).cast::<u8>();
+        assert!(!poisoned(place));
+        drop(value);
+        assert!(poisoned(place.wrapping_add(16)));
+    }
+}

@@ -1,0 +1,227 @@
+//! Arenas in shared memory: other processes read them, go on with them, and take them over.
+#![allow(unsafe_code)] // references into shared memory
+
+mod support;
+
+use std::mem::offset_of;
+
+use hshm::arena::{Arena, ArenaBuilder, ArenaReader, RegionArena};
+use hshm::{
+    AllocatorId, Backend, Error, ErrorCode, FileBackend, GIB, MIB, MemfdBackend, OffsetPtr, Region,
+    RegionOptions, ShareToken, ShmSafe,
+};
+use support::peer::{Peer, serve};
+use support::{Dir, other_process_ok, role, turn};
+
+const READ: RegionOptions = RegionOptions::new().read_only(true);
+const SETTINGS: ArenaBuilder = ArenaBuilder::new().name("shared");
+
+/// A list through an arena, which holds at any address.
+#[repr(C)]
+struct Item {
+    number: u64,
+    next: OffsetPtr<Item>,
+}
+
+// SAFETY: a number and an offset.
+unsafe impl ShmSafe for Item {}
+
+fn region(bytes: usize) -> Region {
+    MemfdBackend::create("arena", &RegionOptions::new().capacity(bytes)).unwrap()
+}
+
+fn attached(token: &str, options: &RegionOptions) -> Region {
+    let token: ShareToken = token.parse().unwrap();
+    Region::attach_token(&token, options).unwrap()
+}
+
+/// Pushes the numbers in front of the list that begins at the root.
+fn push_list(arena: &RegionArena, numbers: std::ops::Range<u64>) {
+    let mut first = ArenaReader::attach(arena.region().clone()).unwrap().root().unwrap_or_default();
+    for number in numbers {
+        let item = arena.push_value(Item { number, next: first });
+        first = arena.offset_of(item).unwrap();
+    }
+    arena.publish();
+    arena.set_root(first);
+}
+
+fn read_list(reader: &ArenaReader) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    let mut next = reader.root::<Item>().unwrap_or_default();
+    while !next.is_null() {
+        // SAFETY: the list was published, and nobody changes it.
+        let item = unsafe { reader.get(next).unwrap() };
+        numbers.push(item.number);
+        next = item.next;
+    }
+    numbers
+}
+
+#[test]
+fn another_process_reads_it() {
+    if let Some(token) = role("another_process_reads_it") {
+        for relocate in [false, true] {
+            let reader = ArenaReader::attach(attached(&token, &READ.relocate(relocate))).unwrap();
+            assert_eq!(reader.region().is_relocated(), relocate);
+            assert!(read_list(&reader).into_iter().eq((0..100_000).rev()));
+            let position = reader.position();
+            let outside = |error| matches!(error, Error::OffsetOutOfRange { .. });
+            for offset in [0, 64, position, position - 8, u64::MAX, u64::MAX - 15] {
+                let place = reader.resolve(OffsetPtr::<Item>::new(offset), 1);
+                assert!(outside(place.unwrap_err()), "{offset}");
+            }
+            let odd = OffsetPtr::<Item>::new(position - 20);
+            assert_eq!(reader.resolve(odd, 1), Err(Error::BadAlignment { align: 8 }));
+            let first = reader.root::<Item>().unwrap();
+            let most = reader.resolve(first, usize::MAX);
+            assert_eq!(most.unwrap_err().code(), ErrorCode::TooLarge);
+        }
+        let region = attached(&token, &RegionOptions::new());
+        let error = RegionArena::attach(region, &SETTINGS).unwrap_err();
+        assert_eq!(error, Error::AlreadyExists, "its writer lives");
+        return;
+    }
+    let _turn = turn();
+    let arena = RegionArena::create(region(GIB), &SETTINGS).unwrap();
+    push_list(&arena, 0..100_000);
+    let token = arena.region().token().unwrap().to_string();
+    other_process_ok("another_process_reads_it", &token);
+}
+
+#[test]
+fn another_process_goes_on() {
+    if let Some(token) = role("another_process_goes_on") {
+        let arena =
+            RegionArena::attach(attached(&token, &RegionOptions::new()), &SETTINGS).unwrap();
+        assert!(arena.pos() > arena.first());
+        push_list(&arena, 500..1000);
+        // Memory that somebody else may have used before is zeroed.
+        assert!(arena.push(10_000).iter().all(|&byte| byte == 0));
+        return;
+    }
+    let _turn = turn();
+    let region = region(16 * MIB);
+    let token = region.token().unwrap().to_string();
+    let arena = RegionArena::create(region.clone(), &SETTINGS).unwrap();
+    push_list(&arena, 0..500);
+    arena.push(MIB).fill(0xFF);
+    let unpublished = arena.pos();
+    drop(arena);
+    other_process_ok("another_process_goes_on", &token);
+    let arena = RegionArena::attach(region.clone(), &SETTINGS).unwrap();
+    assert!(arena.pos() >= unpublished + 500 * 16 + 10_000);
+    let reader = ArenaReader::attach(region).unwrap();
+    assert!(read_list(&reader).into_iter().eq((0..1000).rev()));
+}
+
+#[test]
+fn a_dead_writer_is_replaced() {
+    if role("a_dead_writer_is_replaced").is_some() {
+        let mut arena = None;
+        serve(|words| {
+            let region = attached(words[0], &RegionOptions::new());
+            let kept = arena.insert(RegionArena::attach(region, &SETTINGS).unwrap());
+            push_list(kept, 0..100);
+            // Pushed, not published.
+            kept.push(50_000).fill(0xEE);
+            "ready".to_owned()
+        });
+        return;
+    }
+    let _turn = turn();
+    let region = region(16 * MIB);
+    let token = region.token().unwrap().to_string();
+    drop(RegionArena::create(region.clone(), &SETTINGS).unwrap());
+    let mut peer = Peer::start("a_dead_writer_is_replaced", "write");
+    peer.send(&token);
+    assert_eq!(peer.receive(), "ready");
+    let error = RegionArena::attach(region.clone(), &SETTINGS).unwrap_err();
+    assert_eq!(error, Error::AlreadyExists);
+    peer.kill();
+    let arena = RegionArena::attach(region.clone(), &SETTINGS).unwrap();
+    assert!(arena.pos() < arena.first() + 2000 + 100 * 16, "what was not published is forgotten");
+    assert!(arena.push(50_000).iter().all(|&byte| byte == 0));
+    assert!(read_list(&ArenaReader::attach(region).unwrap()).into_iter().eq((0..100).rev()));
+}
+
+#[test]
+fn popped_is_no_longer_published() {
+    let mut arena = RegionArena::create(region(MIB), &SETTINGS).unwrap();
+    let reader = ArenaReader::attach(arena.region().clone()).unwrap();
+    assert_eq!((arena.pos(), reader.position()), (arena.first(), arena.first() as u64));
+    let here = arena.pos();
+    let value = arena.push_value(7u64);
+    let offset = arena.offset_of(value).unwrap();
+    assert!(reader.resolve(offset, 1).is_err(), "not published yet");
+    arena.publish();
+    // SAFETY: it is there, and nobody changes it.
+    assert_eq!(unsafe { reader.get(offset) }, Ok(&7));
+    assert!(arena.pop_to(arena.first() - 1).is_err() && arena.pop_to(MIB).is_err());
+    assert!(reader.resolve(offset, 1).is_ok());
+    arena.pop_to(here).unwrap();
+    assert!(reader.resolve(offset, 1).is_err());
+    arena.push_slice(&[1u8; 1000]);
+    arena.clear();
+    assert_eq!(arena.pos(), arena.first());
+    let elsewhere = 5u64;
+    assert_eq!(arena.offset_of(&elsewhere).unwrap_err().code(), ErrorCode::NotInAnyRegion);
+    let full = arena.try_push(MIB).unwrap_err();
+    assert_eq!(full.code(), ErrorCode::OutOfMemory);
+}
+
+#[test]
+fn what_is_no_arena_is_refused() {
+    let region = region(MIB);
+    assert!(matches!(ArenaReader::attach(region.clone()), Err(Error::Incompatible { .. })));
+    let arena = RegionArena::create(region.clone(), &SETTINGS).unwrap();
+    let again = RegionArena::create(region.clone(), &SETTINGS).unwrap_err();
+    assert_eq!(again, Error::AlreadyExists);
+    let read_only = MemfdBackend::attach_fd(region.fd().unwrap(), &READ).unwrap();
+    let error = RegionArena::attach(read_only, &SETTINGS).unwrap_err();
+    assert_eq!(error, Error::ReadOnly);
+    drop(arena);
+    // Every word of the header, forged.
+    let header = region.base().wrapping_add(region.payload_offset()).cast::<u64>();
+    for word in [0, 1, 3, 4, 5] {
+        for forged in [0, 1, 63, MIB as u64 + 1, u64::MAX, 1 << 63] {
+            let place = header.wrapping_add(word);
+            // SAFETY: the region's own memory, which nobody else uses now.
+            let before = unsafe { place.replace(forged) };
+            let result = ArenaReader::attach(region.clone());
+            let writer = RegionArena::attach(region.clone(), &SETTINGS);
+            let sound = forged == before || (word == 5 && forged > before && forged <= MIB as u64);
+            assert_eq!((result.is_ok(), writer.is_ok()), (sound, sound), "{word} {forged:#x}");
+            drop(writer);
+            // SAFETY: as above.
+            unsafe { place.write(before) };
+        }
+    }
+    assert!(RegionArena::attach(region, &SETTINGS).is_ok());
+}
+
+#[test]
+fn a_file_outlives_its_processes() {
+    let _turn = turn();
+    let dir = Dir::new("arena");
+    let path = dir.file("list");
+    let options = RegionOptions::new().capacity(4 * MIB).id(AllocatorId::new(77, 1));
+    let region = FileBackend::create(&path, &options).unwrap();
+    let arena = RegionArena::create(region, &SETTINGS).unwrap();
+    push_list(&arena, 0..1000);
+    drop(arena);
+    let region = FileBackend::attach(&path, &RegionOptions::new()).unwrap();
+    let arena = RegionArena::attach(region, &SETTINGS).unwrap();
+    push_list(&arena, 1000..2000);
+    drop(arena);
+    let reader = ArenaReader::attach(FileBackend::attach(&path, &READ).unwrap()).unwrap();
+    assert!(read_list(&reader).into_iter().eq((0..2000).rev()));
+}
+
+/// The list's layout is part of what the processes agree on.
+#[test]
+fn the_layout_is_fixed() {
+    assert_eq!((size_of::<Item>(), offset_of!(Item, next)), (16, 8));
+    let arena = Arena::new();
+    assert_eq!(arena.push_value(Item { number: 1, next: OffsetPtr::NULL }).number, 1);
+}
