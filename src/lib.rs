@@ -101,7 +101,7 @@ mod sync;
 
 pub use alloc::{
     Accounting, Allocator, BuddyAllocator, CtxAllocator, DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS,
-    Heap, StackAllocator, ThreadLocalAllocator,
+    Heap, Owner, StackAllocator, ThreadLocalAllocator,
 };
 pub use base::{
     AllocatorId, Error, ErrorCode, GIB, KIB, MIB, MemContext, Result, ThreadId, Unit, align_down,

@@ -5,6 +5,7 @@
 mod c_library;
 mod file;
 mod limits;
+mod liveness;
 mod mem;
 mod path;
 mod process;
@@ -14,6 +15,7 @@ mod thread;
 pub(crate) use c_library::*;
 pub(crate) use file::*;
 pub(crate) use limits::*;
+pub(crate) use liveness::*;
 pub(crate) use mem::*;
 pub(crate) use path::*;
 pub(crate) use process::*;
