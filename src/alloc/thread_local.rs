@@ -280,14 +280,6 @@ impl ThreadLocalAllocator {
         self.locals.iter().find(|local| local.id.load(Relaxed) == owner.0 as u32)
     }
 
-    fn charge(&self, thread: &ThreadHeap, bytes: usize) {
-        self.heap.block(thread.id()).allocated.fetch_add(bytes as u64, Relaxed);
-    }
-
-    fn discharge(&self, owner: BlockId, bytes: usize) {
-        self.heap.block(owner).allocated.fetch_sub(bytes as u64, Relaxed);
-    }
-
     fn allocate_in(&self, ctx: MemContext, layout: Layout) -> Result<(OffsetPtr<u8>, bool)> {
         let size = layout.size().max(1);
         let align = layout.align();
@@ -315,7 +307,6 @@ impl ThreadLocalAllocator {
                 let class = ClassId::new(class_index(rounded));
                 let mut out = [core::ptr::null_mut()];
                 thread.allocate_batch(&self.heap, class, &mut out)?;
-                self.charge(thread, class.size());
                 return Ok((OffsetPtr::new((out[0].addr() - base) as u64), false));
             }
             // Runs that other processes freed come back here; one load where there are none.
@@ -326,9 +317,7 @@ impl ThreadLocalAllocator {
             } else {
                 self.heap.allocate_large(self.process, thread.id(), size, align, size, false)?
             };
-            let offset = head.0 as usize * GRANULE;
-            self.charge(thread, self.heap.block_size(self.heap.find_block(offset)?));
-            Ok((OffsetPtr::new(offset as u64), zeroed))
+            Ok((OffsetPtr::new(head.0 as u64 * GRANULE as u64), zeroed))
         })
     }
 
@@ -380,10 +369,8 @@ impl ThreadLocalAllocator {
                         return Err(double);
                     }
                 }
-                self.discharge(owner, class.size());
             }
             Block::Run { head, owner, .. } => {
-                let bytes = self.heap.block_size(block);
                 let freed = if self.local_of(owner).is_some() {
                     // Of all who return a run, the first does; of it and the owner's collector, the
                     // one that takes the mark away frees the run.
@@ -396,15 +383,11 @@ impl ThreadLocalAllocator {
                 if !freed {
                     return Err(double);
                 }
-                self.discharge(owner, bytes);
             }
             Block::Large { head } => {
-                let owner = self.heap.entry(head).owner();
-                let bytes = self.heap.block_size(block);
                 if !self.heap.free_large(self.process, head) {
                     return Err(double);
                 }
-                self.discharge(owner, bytes);
             }
         }
         Ok(())
@@ -466,12 +449,6 @@ unsafe impl Allocator for ThreadLocalAllocator {
         let before = self.heap.block_size(block);
         let address = self.heap.base().addr() + offset;
         if address.is_multiple_of(new.align()) && self.resize_in_place(block, new.size().max(1)) {
-            let after = self.heap.block_size(self.heap.find_block(offset)?);
-            let owner = self.heap.owner_of(offset);
-            self.heap
-                .block(owner)
-                .allocated
-                .fetch_add((after as u64).wrapping_sub(before as u64), Relaxed);
             return Ok(old);
         }
         // SAFETY: the caller's contract is the same, and the size is the allocator's own.
@@ -493,12 +470,7 @@ unsafe impl Allocator for ThreadLocalAllocator {
         Ok(self.heap.block_size(found))
     }
     fn currently_allocated_size(&self) -> usize {
-        let high = self.heap.source().blocks_high.load(Relaxed).min(self.heap.block_count());
-        (1..high)
-            .map(|id| BlockId(id as u16))
-            .chain([self.heap.estate_block()])
-            .map(|id| self.heap.block(id).allocated.load(Relaxed))
-            .fold(0u64, u64::wrapping_add) as usize
+        self.heap.bytes_allocated()
     }
 }
 

@@ -179,7 +179,7 @@ impl RegionHeap {
             self.commit_chunk_entries(ChunkIdx(from), first.0 + span - from)?;
             self.claim(first, span);
             self.write_large(process, first, span, bytes);
-            self.process(process).owned.fetch_add(span as u64 * CHUNK as u64, Relaxed);
+            self.process(process).large.fetch_add(span as u64 * CHUNK as u64, Relaxed);
             (first, span)
         };
         let head = GranuleIdx(first.0 * GRANULES_PER_CHUNK as u32);
@@ -212,16 +212,14 @@ impl RegionHeap {
                 return false;
             }
             self.forget_keeper(head);
-            if !self.end_entry(head, seen) {
-                return false;
-            }
-            // From here on it is this process's to give back, also if it dies on the way.
+            // It is this process's to give back, also if it dies on the way.
             let bytes = entry.span() as u64 * CHUNK as u64;
-            if let Some(owned) = self.charge(first) {
-                owned.fetch_sub(bytes, Relaxed);
+            if let Some(large) = self.charge(first) {
+                large.fetch_sub(bytes, Relaxed);
             }
             entry.set_usage(Use::LargeHead(process));
-            self.process(process).owned.fetch_add(bytes, Relaxed);
+            self.process(process).large.fetch_add(bytes, Relaxed);
+            self.set_entry(head, Entry::FREE);
         }
         let span = entry.span().clamp(1, self.chunk_count() - first.0);
         let bytes = entry.bytes().min(span as usize * CHUNK);
@@ -277,8 +275,8 @@ impl RegionHeap {
             }
             self.claim(from, extra as u32);
             self.write_large(owner, first, count as u32, old);
-            if let Some(owned) = self.charge(first) {
-                owned.fetch_add(extra as u64 * CHUNK as u64, Relaxed);
+            if let Some(large) = self.charge(first) {
+                large.fetch_add(extra as u64 * CHUNK as u64, Relaxed);
             }
         }
         if bytes > old && self.commit_large(head, old, bytes).is_err() {
@@ -310,8 +308,8 @@ impl RegionHeap {
         if span > keep {
             let _guard = self.lock_source();
             entry.span.store(keep, Relaxed);
-            if let Some(owned) = self.charge(first) {
-                owned.fetch_sub((span - keep) as u64 * CHUNK as u64, Relaxed);
+            if let Some(large) = self.charge(first) {
+                large.fetch_sub((span - keep) as u64 * CHUNK as u64, Relaxed);
             }
             self.release(ChunkIdx(first.0 + keep), span - keep);
         }
@@ -321,7 +319,7 @@ impl RegionHeap {
     fn charge(&self, first: ChunkIdx) -> Option<&AtomicU64> {
         match self.chunk(first).usage() {
             Use::LargeHead(slot) if slot.0 < self.process_slots() => {
-                Some(&self.process(slot).owned)
+                Some(&self.process(slot).large)
             }
             _ => None,
         }
@@ -343,8 +341,8 @@ impl RegionHeap {
 
     pub(super) fn give_up_large(&self, first: ChunkIdx, span: u32) {
         let _guard = self.lock_source();
-        if let Some(owned) = self.charge(first) {
-            owned.fetch_sub(span as u64 * CHUNK as u64, Relaxed);
+        if let Some(large) = self.charge(first) {
+            large.fetch_sub(span as u64 * CHUNK as u64, Relaxed);
         }
         self.release(first, span);
     }
@@ -509,16 +507,22 @@ impl RegionHeap {
 
     /// Puts right what a process left that died with the lock: owner words are the truth. Chunks
     /// that were taken or given back half-way are free; the tails of a large block are what its
-    /// head says. Under the lock.
+    /// head says; the sums of large blocks are counted anew. Under the lock.
     pub(super) fn repair_source(&self) {
         let fresh = self.source().fresh.load(Relaxed).min(self.chunk_count());
         let first = self.first_granule() / GRANULES_PER_CHUNK as u32;
         let mut tails = first..first;
+        for slot in (0..self.process_slots()).map(ProcessSlot) {
+            self.process(slot).large.store(0, Relaxed);
+        }
         for index in first..fresh {
             let entry = self.chunk(ChunkIdx(index));
             match entry.usage() {
                 Use::LargeHead(_) => {
                     tails = index + 1..index.saturating_add(entry.span()).min(fresh);
+                    if let Some(large) = self.charge(ChunkIdx(index)) {
+                        large.fetch_add(entry.span() as u64 * CHUNK as u64, Relaxed);
+                    }
                 }
                 Use::LargeTail(_) if !tails.contains(&index) => {
                     entry.used.store(0, Relaxed);

@@ -67,12 +67,14 @@ pub(crate) struct ProcessBlock {
     pub(crate) number: AtomicU32,
     /// 1 where the kernel holds a lock on the process's behalf; see `liveness`.
     pub(crate) watched: AtomicU32,
-    _pad: [AtomicU64; 2],
+    /// Bytes of chunks in large blocks. Changed by anybody, under the source's lock.
+    pub(crate) large: AtomicU64,
+    _pad: AtomicU64,
     pub(crate) lock: ShmLock,
     lists: [AtomicU32; LISTS],
     empty_chunks: AtomicU32,
     _pad2: AtomicU32,
-    /// Bytes of chunks owned, large blocks included.
+    /// Bytes of chunks owned for runs. Changed by the process alone.
     pub(crate) owned: AtomicU64,
     /// Bytes of free granules in the chunks that may be resident.
     dirty_free: AtomicU64,
@@ -120,6 +122,10 @@ fn longest_run_log2(free: u64) -> Option<usize> {
 }
 
 impl ProcessBlock {
+    /// Bytes of chunks, for runs and in large blocks.
+    pub(crate) fn owns(&self) -> u64 {
+        self.owned.load(Relaxed).saturating_add(self.large.load(Relaxed))
+    }
     /// Starts a registration's account.
     pub(super) fn open_account(&self, max_bytes: u64, max_blocks: u32) {
         self.max_bytes.store(max_bytes, Relaxed);
@@ -130,6 +136,7 @@ impl ProcessBlock {
         self.empty_chunks.store(0, Relaxed);
         for word in [
             &self.owned,
+            &self.large,
             &self.dirty_free,
             &self.purged_at,
             &self.regretted,
@@ -185,7 +192,7 @@ impl RegionHeap {
                 }
             }
         }
-        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owned.load(Relaxed));
+        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owns());
         let more = if limit == 0 { u64::MAX } else { limit.saturating_sub(owned) };
         free + self.available_chunks().min(more as usize)
     }
@@ -193,7 +200,7 @@ impl RegionHeap {
     /// Whether `process` may own `more` bytes of chunks.
     pub(crate) fn within_limit(&self, process: ProcessSlot, more: usize) -> Result<()> {
         let block = self.process(process);
-        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owned.load(Relaxed));
+        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owns());
         if limit != 0 && owned.saturating_add(more as u64) > limit {
             let available = limit.saturating_sub(owned) as usize;
             return Err(Error::OutOfMemory { requested: more, available });
@@ -442,7 +449,7 @@ impl RegionHeap {
     /// from now on, up to the most it ever had. Under the lock.
     fn note_growth(&self, process: ProcessSlot) {
         let block = self.process(process);
-        let owned = block.owned.load(Relaxed);
+        let owned = block.owns();
         block.peak.fetch_max(owned, Relaxed);
         let purged = block.purged_at.load(Relaxed);
         let regretted = block.regretted.load(Relaxed) == purged;

@@ -174,7 +174,6 @@ impl RegionHeap {
         }
         for id in blocks() {
             let block = self.block(id);
-            block.allocated.store(0, Relaxed);
             block.idle.store(0, Relaxed);
             block.holder.store(0, Ordering::SeqCst);
             // Announced by somebody who still saw it held.
@@ -227,15 +226,11 @@ impl RegionHeap {
             let head = GranuleIdx(chunk.0 * GRANULES_PER_CHUNK as u32 + bit);
             let room = (used >> bit).trailing_ones();
             let (count, live) = match room {
-                0 => (1, 0),
+                0 => (1, false),
                 room => self.settle_head(head, room, gone, stays),
             };
-            if live > 0 {
+            if live {
                 left |= run_mask(bit, count);
-                let to = self.block(self.estate_block());
-                if gone != self.estate() {
-                    to.allocated.fetch_add(live, Relaxed);
-                }
             } else if mask >> bit & 1 == 1 {
                 for distance in 0..count {
                     let granule = GranuleIdx(head.0 + distance);
@@ -262,14 +257,14 @@ impl RegionHeap {
     }
 
     /// The slab or run that begins at `head`, with at most `room` granules in use from there on. Gives
-    /// how many granules it has (1 where none begins here) and how many bytes in it stay.
+    /// how many granules it has (1 where none begins here) and whether anything in it stays.
     fn settle_head(
         &self,
         head: GranuleIdx,
         room: u32,
         gone: ProcessSlot,
         stays: Stays,
-    ) -> (u32, u64) {
+    ) -> (u32, bool) {
         let entry = self.entry(head);
         let desc = self.desc(head);
         let at = head.0 as usize * GRANULE;
@@ -279,7 +274,7 @@ impl RegionHeap {
             Kind::Slab if entry.distance() == 0 && entry.class_index() < CLASSES => {
                 let class = ClassId::new(entry.class_index());
                 if class.slab_granules() > room {
-                    return (1, 0);
+                    return (1, false);
                 }
                 let slab = Slab::new(self, head, class);
                 let left = slab.settle(|index| {
@@ -289,24 +284,22 @@ impl RegionHeap {
                     }
                     stays
                 });
-                (class.slab_granules(), left as u64 * class.size() as u64)
+                (class.slab_granules(), left > 0)
             }
             Kind::Run if entry.distance() == 0 => {
                 let count = desc.run_granules.load(Relaxed);
                 if !(1..=MAX_RUN).contains(&count) || count > room {
-                    return (1, 0);
+                    return (1, false);
                 }
-                let committed = desc.committed.load(Relaxed) as u64;
-                if stays(at) && !desc.is_run_returned() {
-                    (count, committed.min(count as u64 * GRANULE as u64).max(1))
-                } else {
+                let live = stays(at) && !desc.is_run_returned();
+                if !live {
                     self.forget_keeper(head);
-                    (count, 0)
                 }
+                (count, live)
             }
-            _ => return (1, 0),
+            _ => return (1, false),
         };
-        if live > 0 {
+        if live {
             let owner = self.estate_block();
             for distance in (0..count).rev() {
                 let own = match entry.kind() {
@@ -343,8 +336,6 @@ impl RegionHeap {
         let kept = self.desc(head).is_kept() && self.is_kept_from(offset, gone);
         if self.entry(head).kind() == Kind::Large && (stays == Stays::All || kept) {
             if gone != self.estate() {
-                let to = self.block(self.estate_block());
-                to.allocated.fetch_add(entry.bytes() as u64, Relaxed);
                 self.set_entry(head, Entry::large(self.estate_block()));
                 entry.set_usage(Use::LargeHead(self.estate()));
             }
@@ -367,9 +358,6 @@ impl RegionHeap {
                 return;
             }
             let at = head.0 as usize * GRANULE;
-            let discharge = |bytes: usize| {
-                self.block(entry.owner()).allocated.fetch_sub(bytes as u64, Relaxed);
-            };
             match entry.kind() {
                 Kind::Slab => {
                     let class = ClassId::new(entry.class_index());
@@ -377,20 +365,15 @@ impl RegionHeap {
                     for index in 0..slab.fresh() {
                         let offset = slab.offset_of(index);
                         if self.is_kept_by(offset, gone) && !slab.is_free(index) {
-                            discharge(class.size());
                             let (word, mask) = (index as usize / 64, 1 << (index % 64));
                             self.free_remote(head, class, entry.owner(), word, mask);
                         }
                     }
                 }
                 Kind::Run if self.is_kept_by(at, gone) => {
-                    let granules = self.desc(head).run_granules.load(Relaxed);
-                    let owner = entry.owner();
-                    discharge(self.block_size(Block::Run { head, granules, owner }));
-                    self.return_foreign_run(head, owner);
+                    self.return_foreign_run(head, entry.owner());
                 }
                 Kind::Large if self.is_kept_by(at, gone) => {
-                    discharge(self.block_size(Block::Large { head }));
                     // It counts for the dead one until it is given back.
                     self.free_large(gone, head);
                 }
@@ -418,6 +401,28 @@ impl RegionHeap {
                 self.announce(head, entry.owner());
             }
         });
+    }
+
+    /// Bytes in blocks that are handed out, all processes' together. Counted, not remembered: a
+    /// process that dies between a free and its account of it would leave a wrong sum.
+    pub(crate) fn bytes_allocated(&self) -> usize {
+        let mut bytes = 0;
+        self.for_each_head(|head, entry| {
+            let owner = entry.owner();
+            bytes += match entry.kind() {
+                Kind::Slab => {
+                    let class = ClassId::new(entry.class_index());
+                    Slab::new(self, head, class).live() as usize * class.size()
+                }
+                Kind::Run if !self.desc(head).is_run_returned() => {
+                    let granules = self.desc(head).run_granules.load(Relaxed);
+                    self.block_size(Block::Run { head, granules, owner })
+                }
+                Kind::Large => self.block_size(Block::Large { head }),
+                _ => 0,
+            };
+        });
+        bytes
     }
 
     /// Visits all slabs, runs and large blocks of the region.

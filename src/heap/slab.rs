@@ -372,6 +372,16 @@ impl<'a> Slab<'a> {
         left
     }
 
+    /// How many blocks are handed out.
+    pub(crate) fn live(&self) -> u32 {
+        let free = self
+            .bits
+            .iter()
+            .zip(self.remote)
+            .map(|(word, remote)| (word.load(Relaxed) | remote.load(Relaxed)).count_ones());
+        self.fresh().saturating_sub(free.sum())
+    }
+
     /// Whether block `block` is free for sure: in either bitmap, or never handed out.
     #[inline]
     pub(crate) fn is_free(&self, block: u32) -> bool {

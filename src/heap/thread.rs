@@ -40,12 +40,10 @@ pub(crate) struct ThreadBlock {
     pub(crate) holder: AtomicU32,
     /// Granule + 1 of the first slab with remote frees; see `remote`.
     pub(crate) returned: AtomicU32,
-    /// Bytes in blocks allocated by the holder less those it freed: one term of a sum.
-    pub(crate) allocated: AtomicU64,
     /// 1 while no thread uses the block's heap: what is returned to it waits for somebody to look.
     pub(crate) idle: AtomicU32,
     _pad0: AtomicU32,
-    _pad: [AtomicU64; 5],
+    _pad: [AtomicU64; 6],
 }
 
 /// One class of a thread heap. Zero in a link is "none", otherwise granule + 1.

@@ -314,7 +314,7 @@ fn walk_process(heap: &RegionHeap, slot: ProcessSlot) -> Result<(), Fault> {
         }
     }
     ensure!(listed == available, "chunks with free granules that are on no list", slot.0);
-    ensure!(owned == block.owned.load(Relaxed), "bytes that a process owns", slot.0);
+    ensure!(owned == block.owns(), "bytes that a process owns", slot.0);
     ensure!(in_runs == block.in_runs.load(Relaxed), "bytes in a process's runs", slot.0);
     ensure!(in_slabs == block.in_slabs.load(Relaxed), "bytes in a process's slabs", slot.0);
     Ok(())
