@@ -97,6 +97,7 @@ mod heap;
 mod os;
 mod ptr;
 mod region;
+mod share;
 mod sync;
 
 pub use alloc::{
@@ -116,3 +117,4 @@ pub use region::{
     ArrayBackend, Backend, BackendKind, FileBackend, MallocBackend, MemfdBackend, PosixMmap,
     PosixShmMmap, Region, RegionOptions, ShareToken,
 };
+pub use share::{Root, RootInfo, Roots, SharedHeap, receive_region, send_region};

@@ -66,6 +66,10 @@ struct Local {
 /// blocks. Blocks may be freed by any thread of any attached process. A forked child must attach
 /// anew: the handle it inherited answers [`Error::Forked`].
 ///
+/// A process that dies takes what it had allocated along, at whatever instruction it was: the
+/// others go on, and whoever needs memory takes it back ([`reap`](Self::reap)). What it had handed
+/// over ([`transfer`](Self::transfer)) stays.
+///
 /// ```
 /// use hshm::{Allocator, AllocatorId, MemContext, Region, RegionOptions, ThreadLocalAllocator};
 ///
@@ -143,6 +147,11 @@ impl ThreadLocalAllocator {
             .collect();
         let stays = Stays::All;
         Ok(ThreadLocalAllocator { heap, process, generation: os::fork_generation(), locals, stays })
+    }
+
+    /// The engine, for what is built on both.
+    pub(crate) fn engine(&self) -> &RegionHeap {
+        &self.heap
     }
 
     /// The region.

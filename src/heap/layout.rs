@@ -127,6 +127,11 @@ pub(crate) struct SourceState {
     pub(crate) reaper: ShmLock,
     /// How often that happened.
     pub(crate) deaths: AtomicU32,
+    /// Whoever changes the directory of named roots holds this one, before any other.
+    pub(crate) roots_lock: ShmLock,
+    _pad: AtomicU32,
+    /// Where that directory lies; 0 where there is none yet.
+    pub(crate) roots: AtomicU64,
 }
 
 /// Where the tables of a region of `granules` granules lie; the same sums at creation and at attach.
@@ -280,6 +285,9 @@ impl RegionHeap {
                     refused_frees: AtomicU64::new(0),
                     reaper: ShmLock::new(),
                     deaths: AtomicU32::new(0),
+                    roots_lock: ShmLock::new(),
+                    _pad: AtomicU32::new(0),
+                    roots: AtomicU64::new(0),
                 },
             });
         }
@@ -296,6 +304,9 @@ impl RegionHeap {
     pub(crate) fn attach(region: Region) -> Result<RegionHeap> {
         let kind = region.header().engine_kind.load(Ordering::Acquire);
         let at = region.header().engine_offset.load(Ordering::Relaxed);
+        if kind == 0 || kind == crate::region::ENGINE_MAKING {
+            return Err(Error::NotReady);
+        }
         if kind != ENGINE_KIND {
             return Err(Error::Incompatible { found: kind, expected: ENGINE_KIND });
         }
@@ -577,6 +588,11 @@ impl RegionHeap {
         let lock = &self.source().reaper;
         lock.lock_or_inherit(self.holder(), |who| self.is_dead(who)).0
     }
+    /// Takes the lock of the directory of named roots, in which a change is one store.
+    pub(crate) fn lock_roots(&self) -> ShmGuard<'_> {
+        let lock = &self.source().roots_lock;
+        lock.lock_or_inherit(self.holder(), |who| self.is_dead(who)).0
+    }
     #[inline]
     fn holder(&self) -> Holder {
         Holder::number(self.own.number())
@@ -599,6 +615,7 @@ impl RegionHeap {
     pub(crate) fn fork_child(&self, process: ProcessSlot, pid: u32, started: u64) {
         self.source().lock.reset();
         self.source().reaper.reset();
+        self.source().roots_lock.reset();
         self.detach_others(process);
         let block = self.process(process);
         block.lock.reset();

@@ -108,6 +108,8 @@ impl RegionHeap {
             .state
             .compare_exchange(from, claim, Ordering::Acquire, Relaxed)
             .map_err(|_| Error::AlreadyExists)?;
+        // Only the slot's own threads ever take it.
+        block.lock.reset();
         let pid = os::process_id();
         let namespace = os::pid_namespace();
         // Without its own `/proc` it would read another process's time.
@@ -195,9 +197,10 @@ impl RegionHeap {
         matches!(ByteLock::is_taken(fd, slot.0), Ok(false))
     }
 
-    /// Whether the process that holds a lock is dead.
+    /// Whether the process that holds a lock is dead. Who never joined holds none: its number is
+    /// damage.
     pub(super) fn is_dead(&self, holder: Holder) -> bool {
-        holder.get().is_some_and(|number| number <= NUMBERS && !self.is_number_alive(number))
+        holder.get().is_none_or(|number| !self.is_number_alive(number))
     }
 
     /// Whether the registration with this number is a living process's.

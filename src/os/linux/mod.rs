@@ -9,6 +9,7 @@ mod liveness;
 mod mem;
 mod path;
 mod process;
+mod socket;
 mod thread;
 
 #[cfg(feature = "c-api")]
@@ -19,6 +20,7 @@ pub(crate) use liveness::*;
 pub(crate) use mem::*;
 pub(crate) use path::*;
 pub(crate) use process::*;
+pub(crate) use socket::*;
 pub(crate) use thread::*;
 
 use crate::base::Error;
