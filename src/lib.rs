@@ -118,3 +118,40 @@ pub use region::{
     PosixShmMmap, Region, RegionOptions, ShareToken,
 };
 pub use share::{Root, RootInfo, Roots, SharedHeap, receive_region, send_region};
+
+/// Declares structs that are [`ShmSafe`]: `repr(C)`, and every field checked to be `ShmSafe`.
+///
+/// ```
+/// hshm::shm_struct! {
+///     /// A point.
+///     #[derive(Clone, Copy, Debug)]
+///     pub struct Point { pub x: f64, pub y: f64 }
+/// }
+/// fn any_process<T: hshm::ShmSafe>(_: T) {}
+/// any_process(Point { x: 1.0, y: 2.0 });
+/// ```
+///
+/// ```compile_fail
+/// hshm::shm_struct! { struct Named { name: String } }
+/// ```
+#[macro_export]
+macro_rules! shm_struct {
+    ($(
+        $(#[$attribute:meta])* $visible:vis struct $name:ident {
+            $( $(#[$of_field:meta])* $see:vis $field:ident : $type:ty ),* $(,)?
+        }
+    )*) => { $(
+        $(#[$attribute])*
+        #[repr(C)]
+        $visible struct $name {
+            $( $(#[$of_field])* $see $field: $type ),*
+        }
+        const _: () = {
+            const fn is_safe<T: $crate::ShmSafe>() {}
+            $( is_safe::<$type>(); )*
+        };
+        // SAFETY: `repr(C)`, and each field's type is `ShmSafe`, as was just checked.
+        #[allow(unsafe_code)] // implements an unsafe marker trait, for types that it has checked
+        unsafe impl $crate::ShmSafe for $name {}
+    )* };
+}

@@ -14,43 +14,6 @@ use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64,
 /// a primitive). Links to other places are [`OffsetPtr`] or [`ShmPtr`].
 pub unsafe trait ShmSafe: Sized {}
 
-/// Declares structs that are [`ShmSafe`]: `repr(C)`, and every field checked to be `ShmSafe`.
-///
-/// ```
-/// hshm::shm_struct! {
-///     /// A point.
-///     #[derive(Clone, Copy, Debug)]
-///     pub struct Point { pub x: f64, pub y: f64 }
-/// }
-/// fn any_process<T: hshm::ShmSafe>(_: T) {}
-/// any_process(Point { x: 1.0, y: 2.0 });
-/// ```
-///
-/// ```compile_fail
-/// hshm::shm_struct! { struct Named { name: String } }
-/// ```
-#[macro_export]
-macro_rules! shm_struct {
-    ($(
-        $(#[$attribute:meta])* $visible:vis struct $name:ident {
-            $( $(#[$of_field:meta])* $see:vis $field:ident : $type:ty ),* $(,)?
-        }
-    )*) => { $(
-        $(#[$attribute])*
-        #[repr(C)]
-        $visible struct $name {
-            $( $(#[$of_field])* $see $field: $type ),*
-        }
-        const _: () = {
-            const fn is_safe<T: $crate::ShmSafe>() {}
-            $( is_safe::<$type>(); )*
-        };
-        // SAFETY: `repr(C)`, and each field's type is `ShmSafe`, as was just checked.
-        #[allow(unsafe_code)]
-        unsafe impl $crate::ShmSafe for $name {}
-    )* };
-}
-
 macro_rules! shm_safe {
     ($($type:ty),* $(,)?) => { $(
         // SAFETY: a plain number, the same in every process.

@@ -350,6 +350,7 @@ fn run(case: &Case, form: Form) -> Figures {
     alloc.trim();
     let survivor = roots.find::<u64>("survivor").unwrap();
     free(&alloc, roots.unpublish(survivor).unwrap().offset());
+    alloc.trim();
     let report = alloc.verify().unwrap();
     // The directory, and what was in flight.
     let (left, slabs) = if case.name.starts_with("publish") { (before.0 - 5, 2) } else { (1, 1) };
