@@ -99,11 +99,12 @@ mod heap;
 mod os;
 mod ptr;
 mod region;
+mod share;
 mod sync;
 
 pub use alloc::{
     Accounting, Allocator, BuddyAllocator, CtxAllocator, DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS,
-    Heap, StackAllocator, ThreadLocalAllocator,
+    Heap, Owner, StackAllocator, ThreadLocalAllocator,
 };
 pub use base::{
     AllocatorId, Error, ErrorCode, GIB, KIB, MIB, MemContext, Result, ThreadId, Unit, align_down,
@@ -118,9 +119,47 @@ pub use region::{
     ArrayBackend, Backend, BackendKind, FileBackend, MallocBackend, MemfdBackend, PosixMmap,
     PosixShmMmap, Region, RegionOptions, ShareToken,
 };
+pub use share::{Root, RootInfo, Roots, SharedHeap, receive_region, send_region};
 
 /// Read-modify-writes of the calling thread so far, by the crate's own atomics. For tests.
 #[cfg(hshm_count_rmw)]
 pub fn read_modify_writes() -> u64 {
     sync::counted::read_modify_writes()
+}
+
+/// Declares structs that are [`ShmSafe`]: `repr(C)`, and every field checked to be `ShmSafe`.
+///
+/// ```
+/// hshm::shm_struct! {
+///     /// A point.
+///     #[derive(Clone, Copy, Debug)]
+///     pub struct Point { pub x: f64, pub y: f64 }
+/// }
+/// fn any_process<T: hshm::ShmSafe>(_: T) {}
+/// any_process(Point { x: 1.0, y: 2.0 });
+/// ```
+///
+/// ```compile_fail
+/// hshm::shm_struct! { struct Named { name: String } }
+/// ```
+#[macro_export]
+macro_rules! shm_struct {
+    ($(
+        $(#[$attribute:meta])* $visible:vis struct $name:ident {
+            $( $(#[$of_field:meta])* $see:vis $field:ident : $type:ty ),* $(,)?
+        }
+    )*) => { $(
+        $(#[$attribute])*
+        #[repr(C)]
+        $visible struct $name {
+            $( $(#[$of_field])* $see $field: $type ),*
+        }
+        const _: () = {
+            const fn is_safe<T: $crate::ShmSafe>() {}
+            $( is_safe::<$type>(); )*
+        };
+        // SAFETY: `repr(C)`, and each field's type is `ShmSafe`, as was just checked.
+        #[allow(unsafe_code)] // implements an unsafe marker trait, for types that it has checked
+        unsafe impl $crate::ShmSafe for $name {}
+    )* };
 }

@@ -11,7 +11,7 @@ pub use crate::heap::buddy::Accounting;
 pub use buddy::BuddyAllocator;
 pub use ctx::CtxAllocator;
 pub use stack::StackAllocator;
-pub use thread_local::{DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS, ThreadLocalAllocator};
+pub use thread_local::{DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS, Owner, ThreadLocalAllocator};
 pub use traits::Allocator;
 
 use crate::base::{Error, Result};

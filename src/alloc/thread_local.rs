@@ -23,8 +23,11 @@ use crate::base::classes::{ClassId, MAX_SMALL, class_index};
 use crate::base::units::GRANULE;
 use crate::base::{AllocatorId, Error, MemContext, Result, align_up};
 use crate::heap::granule::BlockId;
+use crate::heap::keeper::Keeper;
 use crate::heap::layout::{ProcessSlot, RegionHeap, TableSizes};
+use crate::heap::liveness::Joining;
 use crate::heap::process::MAX_RUN;
+use crate::heap::reap::Stays;
 use crate::heap::thread::{Block, ThreadHeap};
 use crate::heap::{Fault, HeapReport, verify};
 use crate::os;
@@ -38,6 +41,15 @@ use crate::sync::lock::RawLock;
 pub const DEFAULT_THREAD_BLOCKS: usize = 64;
 /// Process slots of a new region where nothing else is said.
 pub const DEFAULT_PROCESSES: usize = 256;
+
+/// To whom a block is handed over; see [`ThreadLocalAllocator::transfer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The region: it stays until somebody frees it.
+    Nobody,
+    /// The process that calls.
+    ThisProcess,
+}
 
 /// One thread block's heap, and the lock that guards it.
 struct Local {
@@ -53,6 +65,10 @@ struct Local {
 /// ([`shm_attach`](Self::shm_attach)); each gets a block of the process table and its own thread
 /// blocks. Blocks may be freed by any thread of any attached process. A forked child must attach
 /// anew: the handle it inherited answers [`Error::Forked`].
+///
+/// A process that dies takes what it had allocated along, at whatever instruction it was: the
+/// others go on, and whoever needs memory takes it back ([`reap`](Self::reap)). What it had handed
+/// over ([`transfer`](Self::transfer)) stays.
 ///
 /// ```
 /// use hshm::{Allocator, AllocatorId, MemContext, Region, RegionOptions, ThreadLocalAllocator};
@@ -72,6 +88,8 @@ pub struct ThreadLocalAllocator {
     /// See `os::fork_generation`: a forked child has the heaps but not the process block.
     generation: Option<u32>,
     locals: Box<[Local]>,
+    /// What happens to its blocks when it leaves.
+    stays: Stays,
 }
 
 // SAFETY: every `Local`'s heap is reached under its lock only; the region's tables are atomics.
@@ -114,15 +132,12 @@ impl ThreadLocalAllocator {
         Self::join(RegionHeap::attach(region)?, max_bytes, thread_blocks)
     }
 
-    fn join(heap: RegionHeap, max_bytes: usize, thread_blocks: usize) -> Result<Self> {
+    fn join(mut heap: RegionHeap, max_bytes: usize, thread_blocks: usize) -> Result<Self> {
         let blocks = thread_blocks.clamp(1, heap.block_count() as usize - 1);
-        let pid = os::process_id();
-        let process = heap.register(
-            pid,
-            os::process_start_time(pid).unwrap_or(0),
-            max_bytes as u64,
-            blocks as u32,
-        )?;
+        let shared = heap.region().is_shared();
+        let joining =
+            Joining { max_bytes: max_bytes as u64, max_blocks: blocks as u32, watched: shared };
+        let process = heap.register(joining)?;
         let locals = (0..blocks)
             .map(|_| Local {
                 lock: RawLock::new(),
@@ -130,7 +145,13 @@ impl ThreadLocalAllocator {
                 heap: UnsafeCell::new(None),
             })
             .collect();
-        Ok(ThreadLocalAllocator { heap, process, generation: os::fork_generation(), locals })
+        let stays = Stays::All;
+        Ok(ThreadLocalAllocator { heap, process, generation: os::fork_generation(), locals, stays })
+    }
+
+    /// The engine, for what is built on both.
+    pub(crate) fn engine(&self) -> &RegionHeap {
+        &self.heap
     }
 
     /// The region.
@@ -159,6 +180,56 @@ impl ThreadLocalAllocator {
         report
     }
 
+    /// Reclaims what processes owned that have died since somebody looked: everything that they
+    /// had allocated and not [handed over](Self::transfer), and what was handed over to them.
+    /// Returns how many they were.
+    ///
+    /// Nobody needs to call this: whoever needs more memory looks for the dead, at most ten times
+    /// a second, and always before a request fails.
+    pub fn reap(&self) -> usize {
+        if self.check_process().is_err() {
+            return 0;
+        }
+        self.heap.reap(self.process).processes
+    }
+
+    /// Hands a block over. What a process allocates belongs to it and is freed when it dies or
+    /// [detaches](Self::shm_detach); a block of [`Owner::Nobody`] stays until somebody frees it, one
+    /// that a process took over ([`Owner::ThisProcess`]) goes with that one.
+    ///
+    /// A sender gives the block to nobody before it tells others where it lies, the receiver takes
+    /// it over when it has been told. Where either dies in between, the block stays nobody's.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for blocks of less than 32 bytes; otherwise as [`Allocator::usable_size`].
+    ///
+    /// # Safety
+    /// The block belongs to this process, or to nobody while no other process takes it.
+    pub unsafe fn transfer(&self, block: OffsetPtr<u8>, to: Owner) -> Result<()> {
+        self.check_process()?;
+        let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
+        let found = self.heap.find_block(offset)?;
+        self.heap.check_live(found)?;
+        let keeper = match to {
+            Owner::Nobody => Keeper::Nobody,
+            Owner::ThisProcess => Keeper::Process(self.process),
+        };
+        self.heap.set_keeper(offset, found, keeper)
+    }
+
+    /// Leaves the region and frees all that belongs to this process (A11); blocks that it
+    /// [handed over](Self::transfer) stay. Dropping the allocator instead leaves everything where
+    /// it is.
+    ///
+    /// # Safety
+    /// Nobody, in any process, uses a block that belongs to this process any more.
+    pub unsafe fn shm_detach(mut self) -> Result<()> {
+        self.check_process()?;
+        self.stays = Stays::HandedOver;
+        drop(self);
+        Ok(())
+    }
+
     /// Gives free memory back: empty slabs to the process, empty chunks to the region, and the
     /// pages of everything free to the system.
     pub fn trim(&self) {
@@ -173,6 +244,7 @@ impl ThreadLocalAllocator {
             }
         }
         self.heap.trim(self.process);
+        self.heap.reap(self.process);
     }
 
     /// Runs `work` on the heap that the context picks, under its lock.
@@ -217,14 +289,6 @@ impl ThreadLocalAllocator {
         self.locals.iter().find(|local| local.id.load(Relaxed) == owner.0 as u32)
     }
 
-    fn charge(&self, thread: &ThreadHeap, bytes: usize) {
-        self.heap.block(thread.id()).allocated.fetch_add(bytes as u64, Relaxed);
-    }
-
-    fn discharge(&self, owner: BlockId, bytes: usize) {
-        self.heap.block(owner).allocated.fetch_sub(bytes as u64, Relaxed);
-    }
-
     fn allocate_in(&self, ctx: MemContext, layout: Layout) -> Result<(OffsetPtr<u8>, bool)> {
         let size = layout.size().max(1);
         let align = layout.align();
@@ -252,7 +316,6 @@ impl ThreadLocalAllocator {
                 let class = ClassId::new(class_index(rounded));
                 let mut out = [core::ptr::null_mut()];
                 thread.allocate_batch(&self.heap, class, &mut out)?;
-                self.charge(thread, class.size());
                 return Ok((OffsetPtr::new((out[0].addr() - base) as u64), false));
             }
             // Runs that other processes freed come back here; one load where there are none.
@@ -263,9 +326,7 @@ impl ThreadLocalAllocator {
             } else {
                 self.heap.allocate_large(self.process, thread.id(), size, align, size, false)?
             };
-            let offset = head.0 as usize * GRANULE;
-            self.charge(thread, self.heap.block_size(self.heap.find_block(offset)?));
-            Ok((OffsetPtr::new(offset as u64), zeroed))
+            Ok((OffsetPtr::new(head.0 as u64 * GRANULE as u64), zeroed))
         })
     }
 
@@ -317,10 +378,8 @@ impl ThreadLocalAllocator {
                         return Err(double);
                     }
                 }
-                self.discharge(owner, class.size());
             }
             Block::Run { head, owner, .. } => {
-                let bytes = self.heap.block_size(block);
                 let freed = if self.local_of(owner).is_some() {
                     // Of all who return a run, the first does; of it and the owner's collector, the
                     // one that takes the mark away frees the run.
@@ -333,15 +392,11 @@ impl ThreadLocalAllocator {
                 if !freed {
                     return Err(double);
                 }
-                self.discharge(owner, bytes);
             }
             Block::Large { head } => {
-                let owner = self.heap.entry(head).owner();
-                let bytes = self.heap.block_size(block);
                 if !self.heap.free_large(self.process, head) {
                     return Err(double);
                 }
-                self.discharge(owner, bytes);
             }
         }
         Ok(())
@@ -360,8 +415,7 @@ impl ThreadLocalAllocator {
                     && self.heap.resize_run(self.process, owner, head, granules, size)
             }
             Block::Large { head } => {
-                size > MAX_RUN as usize * GRANULE / 2
-                    && self.heap.resize_large(self.process, head, size)
+                size > MAX_RUN as usize * GRANULE / 2 && self.heap.resize_large(head, size)
             }
         }
     }
@@ -404,12 +458,6 @@ unsafe impl Allocator for ThreadLocalAllocator {
         let before = self.heap.block_size(block);
         let address = self.heap.base().addr() + offset;
         if address.is_multiple_of(new.align()) && self.resize_in_place(block, new.size().max(1)) {
-            let after = self.heap.block_size(self.heap.find_block(offset)?);
-            let owner = self.heap.owner_of(offset);
-            self.heap
-                .block(owner)
-                .allocated
-                .fetch_add((after as u64).wrapping_sub(before as u64), Relaxed);
             return Ok(old);
         }
         // SAFETY: the caller's contract is the same, and the size is the allocator's own.
@@ -431,10 +479,7 @@ unsafe impl Allocator for ThreadLocalAllocator {
         Ok(self.heap.block_size(found))
     }
     fn currently_allocated_size(&self) -> usize {
-        let high = self.heap.source().blocks_high.load(Relaxed).min(self.heap.block_count());
-        (1..high)
-            .map(|id| self.heap.block(BlockId(id as u16)).allocated.load(Relaxed))
-            .fold(0u64, u64::wrapping_add) as usize
+        self.heap.bytes_allocated()
     }
 }
 
@@ -445,8 +490,6 @@ impl Drop for ThreadLocalAllocator {
         if self.check_process().is_err() {
             return;
         }
-        self.trim();
-        let ids = self.locals.iter().map(|local| BlockId(local.id.load(Relaxed) as u16));
-        self.heap.unregister(self.process, ids.filter(|id| id.0 != 0));
+        self.heap.leave(self.process, self.stays);
     }
 }

@@ -23,6 +23,7 @@ use super::{fork, slow, tls};
 use crate::base::units::{CHUNK, GIB, GRANULE, KIB, MIB};
 use crate::base::{Error, Result, align_up};
 use crate::heap::layout::{MAX_THREAD_BLOCKS, ProcessSlot, RegionHeap, TableSizes};
+use crate::heap::liveness::Joining;
 use crate::heap::thread::ThreadHeap;
 use crate::os;
 use crate::region::{Backend, MemfdBackend, PosixMmap, Region, RegionOptions};
@@ -193,15 +194,15 @@ impl Heap {
         // SAFETY: the lock is held.
         let why = unsafe { &mut *self.unshared.get() };
         let region = make_region(&config, capacity, minimum, why)?;
-        let sizes = TableSizes { processes: 256, thread_blocks: MAX_THREAD_BLOCKS };
+        let sizes = TableSizes { processes: 256, thread_blocks: MAX_THREAD_BLOCKS, keepers: false };
         let mut heap = RegionHeap::create(region, sizes)?;
         if config.huge_pages {
             heap.advise_huge();
         }
-        let pid = os::process_id();
-        let started = os::process_start_time(pid).unwrap_or(0);
         // One block more than threads may have: the shared heap's.
-        let process = heap.register(pid, started, 0, config.thread_blocks + 1)?;
+        let max_blocks = config.thread_blocks + 1;
+        let joining = Joining { max_bytes: 0, max_blocks, watched: false };
+        let process = heap.register(joining)?;
         heap.set_retained(process, config.retain);
         heap.region().leak();
         let shared_lock = RawLock::new();

@@ -593,8 +593,7 @@ fn resize_large(block: *mut u8, size: usize) -> bool {
         }
         // Far smaller blocks move, so that they do not sit on whole chunks.
         Ok(Block::Large { head }) => {
-            size > MAX_RUN as usize * GRANULE / 2
-                && part.heap.resize_large(part.process, head, size)
+            size > MAX_RUN as usize * GRANULE / 2 && part.heap.resize_large(head, size)
         }
         _ => false,
     }

@@ -31,7 +31,7 @@ impl HeapStats {
             let slabs = process.in_slabs.load(Relaxed) as usize;
             stats.regions += 1;
             stats.reserved += part.heap.region().len();
-            stats.owned += process.owned.load(Relaxed) as usize;
+            stats.owned += process.owns() as usize;
             stats.slabs += slabs;
             stats.large += part.heap.bytes_in_use().saturating_sub(slabs);
             stats.refused_frees += part.heap.source().refused_frees.load(Relaxed);

@@ -73,7 +73,7 @@ impl ChunkEntry {
             _ => Use::Free,
         }
     }
-    fn set_usage(&self, usage: Use) {
+    pub(super) fn set_usage(&self, usage: Use) {
         let word = match usage {
             Use::Free => 0,
             Use::Pages(slot) => (slot.0 + 1) << 2 | 1,
@@ -95,7 +95,7 @@ impl RegionHeap {
     /// Takes one chunk for `process`'s granule runs. Its free granules are those that `used` does
     /// not mark; its `dirty` and `full` bits are as the last owner left them.
     pub(crate) fn take_chunk(&self, process: ProcessSlot) -> Result<ChunkIdx> {
-        let _guard = self.source().lock.lock(process.holder());
+        let _guard = self.lock_source();
         let chunk = self.find_chunks(1, 1, false, false).ok_or_else(|| self.no_room(CHUNK))?;
         self.commit_chunk_entries(chunk, 1)?;
         self.claim(chunk, 1);
@@ -111,8 +111,8 @@ impl RegionHeap {
     }
 
     /// Gives a chunk back in which nothing is used any more.
-    pub(crate) fn return_chunk(&self, process: ProcessSlot, chunk: ChunkIdx) {
-        let _guard = self.source().lock.lock(process.holder());
+    pub(crate) fn return_chunk(&self, chunk: ChunkIdx) {
+        let _guard = self.lock_source();
         let entry = self.chunk(chunk);
         entry.used.store(0, Relaxed);
         entry.set_usage(Use::Free);
@@ -125,6 +125,24 @@ impl RegionHeap {
     /// Returns its first granule and whether its bytes are known to be zero. Where the caller wants
     /// `zeros`, they are: what was never written, or given back since, is not touched for that.
     pub(crate) fn allocate_large(
+        &self,
+        process: ProcessSlot,
+        owner: BlockId,
+        size: usize,
+        align: usize,
+        room: usize,
+        zeros: bool,
+    ) -> Result<(GranuleIdx, bool)> {
+        self.reap_now_and_then(process);
+        let take = || self.take_large(process, owner, size, align, room, zeros);
+        match take() {
+            // The dead may have more than enough.
+            Err(Error::OutOfMemory { .. }) if self.reap(process).any() => take(),
+            result => result,
+        }
+    }
+
+    fn take_large(
         &self,
         process: ProcessSlot,
         owner: BlockId,
@@ -147,7 +165,7 @@ impl RegionHeap {
         }
         self.within_limit(process, count * CHUNK)?;
         let (first, span) = {
-            let _guard = self.source().lock.lock(process.holder());
+            let _guard = self.lock_source();
             let roomy = if want > count && want <= self.chunk_count() as usize {
                 self.find_chunks(want as u32, step, true, false).map(|first| (first, want as u32))
             } else {
@@ -168,12 +186,12 @@ impl RegionHeap {
             self.commit_chunk_entries(ChunkIdx(from), first.0 + span - from)?;
             self.claim(first, span);
             self.write_large(process, first, span, bytes);
-            self.process(process).owned.fetch_add(span as u64 * CHUNK as u64, Relaxed);
+            self.process(process).large.fetch_add(span as u64 * CHUNK as u64, Relaxed);
             (first, span)
         };
         let head = GranuleIdx(first.0 * GRANULES_PER_CHUNK as u32);
         if let Err(error) = self.commit_large(head, 0, bytes) {
-            self.give_up_large(process, first, span);
+            self.give_up_large(first, span);
             return Err(error);
         }
         let mut zeroed = self.lazily_zero();
@@ -184,6 +202,7 @@ impl RegionHeap {
                 .all(|index| self.chunk(ChunkIdx(index)).dirty.load(Relaxed) == 0);
         }
         self.mark_dirty(first, bytes);
+        self.desc(head).forget_kept();
         self.set_entry(head, Entry::large(owner));
         Ok((head, zeroed))
     }
@@ -191,12 +210,24 @@ impl RegionHeap {
     /// Frees a block of whole chunks by its head granule; any process may. False where somebody
     /// else did.
     pub(crate) fn free_large(&self, process: ProcessSlot, head: GranuleIdx) -> bool {
-        let seen = self.entry(head);
-        if seen.kind() != Kind::Large || !self.end_entry(head, seen) {
-            return false;
-        }
         let (first, _) = Self::chunk_of(head);
         let entry = self.chunk(first);
+        {
+            let _guard = self.lock_source();
+            let seen = self.entry(head);
+            if seen.kind() != Kind::Large || !matches!(entry.usage(), Use::LargeHead(_)) {
+                return false;
+            }
+            self.forget_keeper(head);
+            // It is this process's to give back, also if it dies on the way.
+            let bytes = entry.span() as u64 * CHUNK as u64;
+            if let Some(large) = self.charge(first) {
+                large.fetch_sub(bytes, Relaxed);
+            }
+            entry.set_usage(Use::LargeHead(process));
+            self.process(process).large.fetch_add(bytes, Relaxed);
+            self.set_entry(head, Entry::FREE);
+        }
         let span = entry.span().clamp(1, self.chunk_count() - first.0);
         let bytes = entry.bytes().min(span as usize * CHUNK);
         let keep = 2 * self.process(process).retained();
@@ -204,17 +235,17 @@ impl RegionHeap {
         if bytes > keep {
             self.purge_chunks(first, count);
         }
-        self.give_up_large(process, first, span);
+        self.give_up_large(first, span);
         if self.resident_free_chunks() > keep {
-            self.purge_all_but(process, first, count, keep);
+            self.purge_all_but(first, count, keep);
         }
         true
     }
 
     /// Gives memory of free chunks back until at most `keep` bytes of it are resident, that of the
     /// `count` chunks from `first` last: they were just freed, so they are warm.
-    fn purge_all_but(&self, process: ProcessSlot, first: ChunkIdx, count: u32, keep: usize) {
-        let _guard = self.source().lock.lock(process.holder());
+    fn purge_all_but(&self, first: ChunkIdx, count: u32, keep: usize) {
+        let _guard = self.lock_source();
         let mut resident = self.resident_free_chunks();
         let warm = first.0..first.0 + count;
         for spare_warm in [true, false] {
@@ -230,7 +261,7 @@ impl RegionHeap {
 
     /// Makes a large block `size` bytes long where it lies: within its chunks, or taking free ones
     /// behind it. False where that cannot be; then the block is as large as before.
-    pub(crate) fn resize_large(&self, process: ProcessSlot, head: GranuleIdx, size: usize) -> bool {
+    pub(crate) fn resize_large(&self, head: GranuleIdx, size: usize) -> bool {
         let (first, _) = Self::chunk_of(head);
         let entry = self.chunk(first);
         let old = entry.bytes();
@@ -238,7 +269,7 @@ impl RegionHeap {
         let span = entry.span();
         let count = bytes.div_ceil(CHUNK).max(1);
         if count > span as usize {
-            let _guard = self.source().lock.lock(process.holder());
+            let _guard = self.lock_source();
             let extra = count - span as usize;
             let from = ChunkIdx(first.0 + span);
             let Use::LargeHead(owner) = entry.usage() else { return false };
@@ -251,8 +282,8 @@ impl RegionHeap {
             }
             self.claim(from, extra as u32);
             self.write_large(owner, first, count as u32, old);
-            if let Some(owned) = self.charge(first) {
-                owned.fetch_add(extra as u64 * CHUNK as u64, Relaxed);
+            if let Some(large) = self.charge(first) {
+                large.fetch_add(extra as u64 * CHUNK as u64, Relaxed);
             }
         }
         if bytes > old && self.commit_large(head, old, bytes).is_err() {
@@ -261,13 +292,13 @@ impl RegionHeap {
         self.mark_dirty(first, bytes);
         entry.bytes.store(bytes as u64, Relaxed);
         if bytes < old && old - bytes >= CHUNK {
-            self.trim_large(process, head, old, count as u32);
+            self.trim_large(head, old, count as u32);
         }
         true
     }
 
     /// Gives the chunks past `keep` back, and the memory of everything past the block's bytes.
-    fn trim_large(&self, process: ProcessSlot, head: GranuleIdx, old: usize, keep: u32) {
+    fn trim_large(&self, head: GranuleIdx, old: usize, keep: u32) {
         let (first, _) = Self::chunk_of(head);
         let entry = self.chunk(first);
         let start = first.0 as usize * CHUNK + entry.bytes();
@@ -282,10 +313,10 @@ impl RegionHeap {
         }
         let span = entry.span();
         if span > keep {
-            let _guard = self.source().lock.lock(process.holder());
+            let _guard = self.lock_source();
             entry.span.store(keep, Relaxed);
-            if let Some(owned) = self.charge(first) {
-                owned.fetch_sub((span - keep) as u64 * CHUNK as u64, Relaxed);
+            if let Some(large) = self.charge(first) {
+                large.fetch_sub((span - keep) as u64 * CHUNK as u64, Relaxed);
             }
             self.release(ChunkIdx(first.0 + keep), span - keep);
         }
@@ -295,7 +326,7 @@ impl RegionHeap {
     fn charge(&self, first: ChunkIdx) -> Option<&AtomicU64> {
         match self.chunk(first).usage() {
             Use::LargeHead(slot) if slot.0 < self.process_slots() => {
-                Some(&self.process(slot).owned)
+                Some(&self.process(slot).large)
             }
             _ => None,
         }
@@ -315,10 +346,10 @@ impl RegionHeap {
         head.set_usage(Use::LargeHead(process));
     }
 
-    fn give_up_large(&self, process: ProcessSlot, first: ChunkIdx, span: u32) {
-        let _guard = self.source().lock.lock(process.holder());
-        if let Some(owned) = self.charge(first) {
-            owned.fetch_sub(span as u64 * CHUNK as u64, Relaxed);
+    pub(super) fn give_up_large(&self, first: ChunkIdx, span: u32) {
+        let _guard = self.lock_source();
+        if let Some(large) = self.charge(first) {
+            large.fetch_sub(span as u64 * CHUNK as u64, Relaxed);
         }
         self.release(first, span);
     }
@@ -406,8 +437,8 @@ impl RegionHeap {
     }
 
     /// Gives the memory of all free chunks back to the system.
-    pub(crate) fn purge_recycled(&self, process: ProcessSlot) {
-        let _guard = self.source().lock.lock(process.holder());
+    pub(crate) fn purge_recycled(&self) {
+        let _guard = self.lock_source();
         self.for_each_recycled(|chunk, entry| {
             if entry.dirty.load(Relaxed) != 0 {
                 self.purge_chunks(chunk, 1);
@@ -505,6 +536,41 @@ impl RegionHeap {
 
     fn is_whole(&self, index: ChunkIdx) -> bool {
         self.chunk_mask(index) == u64::MAX
+    }
+
+    /// Puts right what a process left that died with the lock: owner words are the truth. Chunks
+    /// that were taken or given back half-way are free; the tails of a large block are what its
+    /// head says; the sums of large blocks are counted anew. Under the lock.
+    pub(super) fn repair_source(&self) {
+        let fresh = self.source().fresh.load(Relaxed).min(self.chunk_count());
+        let first = self.first_granule() / GRANULES_PER_CHUNK as u32;
+        let mut tails = first..first;
+        for slot in (0..self.process_slots()).map(ProcessSlot) {
+            self.process(slot).large.store(0, Relaxed);
+        }
+        for index in first..fresh {
+            let entry = self.chunk(ChunkIdx(index));
+            match entry.usage() {
+                Use::LargeHead(_) => {
+                    tails = index + 1..index.saturating_add(entry.span()).min(fresh);
+                    if let Some(large) = self.charge(ChunkIdx(index)) {
+                        large.fetch_add(entry.span() as u64 * CHUNK as u64, Relaxed);
+                    }
+                }
+                Use::LargeTail(_) if !tails.contains(&index) => {
+                    entry.used.store(0, Relaxed);
+                    entry.span.store(0, Relaxed);
+                    entry.set_usage(Use::Free);
+                }
+                _ => {}
+            }
+            let free = entry.usage() == Use::Free;
+            if free {
+                // It may have died between giving the memory back and saying so.
+                entry.full.store(0, Relaxed);
+            }
+            self.set_recycled(ChunkIdx(index), 1, free);
+        }
     }
 
     /// Whether `count` chunks from `from` are free and whole. Under the lock.

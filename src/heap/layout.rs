@@ -4,13 +4,14 @@
 //! offset            what                                  size
 //! 0                 region header (layer `region`)        1 page
 //! heap header       [`HeapHeader`]                        192 B
-//! process table     [`ProcessBlock`] x process slots      192 B each
-//! thread table      [`ThreadBlock`] x thread blocks       64 B each
+//! process table     [`ProcessBlock`] x process slots + 2  192 B each; see `estate`, `visitor`
+//! thread table      [`ThreadBlock`] x thread blocks + 1   64 B each; the last is the estate's
 //! chunk table       [`ChunkEntry`] x chunks               64 B each
 //! recycled bitmap   1 bit a chunk
 //! granule map       [`Entry`] x granules                  4 B each
 //! slab descriptors  [`SlabDesc`] x granules               128 B each
 //! bit areas         [`BitArea`] x granules                2112 B each
+//! keepers           2 B x 32 bytes of data                4096 B each; only where asked for
 //! first granule     data, in chunks of 64 granules
 //! ```
 //!
@@ -28,6 +29,7 @@ use core::ptr::NonNull;
 
 use super::chunk::ChunkEntry;
 use super::granule::{BlockId, Entry, GranuleIdx};
+use super::liveness::Own;
 use super::process::ProcessBlock;
 use super::slab::{BitArea, SlabDesc};
 use super::thread::ThreadBlock;
@@ -35,13 +37,13 @@ use crate::base::units::{CHUNK, GRANULE, GRANULE_SHIFT, GRANULES_PER_CHUNK, PAGE
 use crate::base::{Error, Result, align_up};
 use crate::os;
 use crate::region::Region;
-use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use crate::sync::shm_lock::{Holder, ShmLock};
+use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use crate::sync::shm_lock::{Holder, ShmGuard, ShmLock};
 
 /// "hshmheap"
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmheap");
 /// Changes whenever the meaning of any byte of the tables does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// What the region header's `engine_kind` says of such a region.
 pub(crate) const ENGINE_KIND: u32 = 1;
 /// The same for a region with an in-band heap.
@@ -57,13 +59,6 @@ pub(crate) const MAX_THREAD_BLOCKS: u32 = 16 * 1024;
 #[repr(transparent)]
 pub(crate) struct ProcessSlot(pub(crate) u32);
 
-impl ProcessSlot {
-    #[inline]
-    pub(crate) fn holder(self) -> Holder {
-        Holder::slot(self.0)
-    }
-}
-
 /// Index of a chunk in its region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(transparent)]
@@ -74,11 +69,17 @@ pub(crate) struct ChunkIdx(pub(crate) u32);
 pub(crate) struct TableSizes {
     pub(crate) processes: u32,
     pub(crate) thread_blocks: u32,
+    /// Whether blocks can change hands one by one; see `keeper`.
+    pub(crate) keepers: bool,
 }
+
+/// Bytes of data that share one keeper.
+pub(crate) const KEEPER_UNIT: usize = 32;
+pub(crate) const KEEPERS_PER_GRANULE: usize = GRANULE / KEEPER_UNIT;
 
 impl Default for TableSizes {
     fn default() -> Self {
-        TableSizes { processes: 256, thread_blocks: MAX_THREAD_BLOCKS }
+        TableSizes { processes: 256, thread_blocks: MAX_THREAD_BLOCKS, keepers: true }
     }
 }
 
@@ -102,7 +103,9 @@ pub(crate) struct HeapHeader {
     bit_areas: u64,
     /// 1 where pages that nobody ever wrote are zero, and purged ones again.
     zeroed: u64,
-    _pad: [u64; 4],
+    /// 0 where there are none.
+    keepers: u64,
+    _pad: [u64; 3],
     /// A cache line of its own: what changes.
     pub(crate) source: SourceState,
 }
@@ -121,6 +124,15 @@ pub(crate) struct SourceState {
     pub(crate) blocks_high: AtomicU32,
     /// Frees that were refused: double, foreign, interior.
     pub(crate) refused_frees: AtomicU64,
+    /// Whoever takes apart what a dead process left holds this one, the first of all in order.
+    pub(crate) reaper: ShmLock,
+    /// How often that happened.
+    pub(crate) deaths: AtomicU32,
+    /// Whoever changes the directory of named roots holds this one, before any other.
+    pub(crate) roots_lock: ShmLock,
+    _pad: AtomicU32,
+    /// Where that directory lies; 0 where there is none yet.
+    pub(crate) roots: AtomicU64,
 }
 
 /// Where the tables of a region of `granules` granules lie; the same sums at creation and at attach.
@@ -133,11 +145,12 @@ struct Tables {
     granule_map: u64,
     descs: u64,
     bit_areas: u64,
+    keepers: u64,
     end: u64,
 }
 
 impl Tables {
-    fn place(header: u64, processes: u32, blocks: u32, granules: u32) -> Tables {
+    fn place(header: u64, processes: u32, blocks: u32, granules: u32, keepers: bool) -> Tables {
         let chunks = granules.div_ceil(GRANULES_PER_CHUNK as u32);
         let mut at = header + size_of::<HeapHeader>() as u64;
         let mut take = |count: u32, size: usize, align: u64| {
@@ -146,13 +159,14 @@ impl Tables {
             at += count as u64 * size as u64;
             start
         };
-        let process_table = take(processes, size_of::<ProcessBlock>(), 64);
-        let thread_table = take(blocks, size_of::<ThreadBlock>(), 64);
+        let process_table = take(processes + 2, size_of::<ProcessBlock>(), 64);
+        let thread_table = take(blocks + 1, size_of::<ThreadBlock>(), 64);
         let chunk_table = take(chunks, size_of::<ChunkEntry>(), 64);
         let recycled = take(chunks.div_ceil(64), size_of::<AtomicU64>(), 64);
         let granule_map = take(granules, size_of::<AtomicU32>(), 64);
         let descs = take(granules, size_of::<SlabDesc>(), 128);
         let bit_areas = take(granules, size_of::<BitArea>(), 64);
+        let keepers = if keepers { take(granules, KEEPERS_PER_GRANULE * 2, 64) } else { 0 };
         let end = at;
         Tables {
             process_table,
@@ -162,6 +176,7 @@ impl Tables {
             granule_map,
             descs,
             bit_areas,
+            keepers,
             end,
         }
     }
@@ -180,6 +195,7 @@ pub(crate) struct RegionHeap {
     map: NonNull<AtomicU32>,
     descs: NonNull<SlabDesc>,
     areas: NonNull<BitArea>,
+    keepers: Option<NonNull<AtomicU16>>,
     granules: u32,
     first_granule: u32,
     chunk_count: u32,
@@ -191,6 +207,8 @@ pub(crate) struct RegionHeap {
     huge_blocks: bool,
     /// The system refused to commit pages lately.
     short: AtomicBool,
+    /// What tells this registration from all others; see `liveness`.
+    pub(super) own: Own,
 }
 
 // SAFETY: the view is addresses of shared tables whose fields are atomics; the plain fields of the
@@ -222,9 +240,9 @@ impl RegionHeap {
         let granules = (len >> GRANULE_SHIFT).min(u32::MAX as usize) as u32;
         let processes = sizes.processes.clamp(1, MAX_PROCESSES);
         // Never more blocks than the region could feed: four to a granule, but at least 64.
-        let blocks = sizes.thread_blocks.min(granules.saturating_mul(4).max(65)).clamp(2, 65535);
+        let blocks = sizes.thread_blocks.min(granules.saturating_mul(4).max(65)).clamp(2, 65534);
         let header_at = region.payload_offset() as u64;
-        let tables = Tables::place(header_at, processes, blocks, granules);
+        let tables = Tables::place(header_at, processes, blocks, granules, sizes.keepers);
         let first_granule = tables.end.div_ceil(GRANULE as u64);
         if first_granule >= granules as u64 {
             let minimum = (first_granule as usize + 1) * GRANULE;
@@ -260,18 +278,26 @@ impl RegionHeap {
                 descs: tables.descs,
                 bit_areas: tables.bit_areas,
                 zeroed: region.known_zero() as u64,
-                _pad: [0; 4],
+                keepers: tables.keepers,
+                _pad: [0; 3],
                 source: SourceState {
                     lock: ShmLock::new(),
                     fresh: AtomicU32::new(first_granule as u32 / GRANULES_PER_CHUNK as u32),
                     attached: AtomicU32::new(0),
                     blocks_high: AtomicU32::new(1),
                     refused_frees: AtomicU64::new(0),
+                    reaper: ShmLock::new(),
+                    deaths: AtomicU32::new(0),
+                    roots_lock: ShmLock::new(),
+                    _pad: AtomicU32::new(0),
+                    roots: AtomicU64::new(0),
                 },
             });
         }
+        let view = Self::view(region.clone(), header_at)?;
+        view.found_estate()?;
         region.finish_engine(ENGINE_KIND, header_at);
-        Self::view(region, header_at)
+        Ok(view)
     }
 
     /// A view of a region that some process made with [`RegionHeap::create`].
@@ -281,6 +307,9 @@ impl RegionHeap {
     pub(crate) fn attach(region: Region) -> Result<RegionHeap> {
         let kind = region.header().engine_kind.load(Ordering::Acquire);
         let at = region.header().engine_offset.load(Ordering::Relaxed);
+        if kind == 0 || kind == crate::region::ENGINE_MAKING {
+            return Err(Error::NotReady);
+        }
         if kind != ENGINE_KIND {
             return Err(Error::Incompatible { found: kind, expected: ENGINE_KIND });
         }
@@ -307,11 +336,12 @@ impl RegionHeap {
         let (processes, blocks) = (header.process_slots, header.thread_blocks);
         if granules as u64 > len >> GRANULE_SHIFT
             || !(1..=MAX_PROCESSES).contains(&processes)
-            || !(2..=65535).contains(&blocks)
+            || !(2..=65534).contains(&blocks)
         {
             return Err(Error::Corrupt);
         }
-        let tables = Tables::place(header_at, processes, blocks, granules);
+        let keepers = header.keepers;
+        let tables = Tables::place(header_at, processes, blocks, granules, keepers != 0);
         let stored = Tables {
             process_table: header.process_table,
             thread_table: header.thread_table,
@@ -320,6 +350,7 @@ impl RegionHeap {
             granule_map: header.granule_map,
             descs: header.descs,
             bit_areas: header.bit_areas,
+            keepers,
             end: tables.end,
         };
         let first_granule = tables.end.div_ceil(GRANULE as u64);
@@ -343,6 +374,7 @@ impl RegionHeap {
             map: at(tables.granule_map).cast(),
             descs: at(tables.descs).cast(),
             areas: at(tables.bit_areas).cast(),
+            keepers: (keepers != 0).then(|| at(tables.keepers).cast()),
             granules,
             first_granule: first_granule as u32,
             chunk_count: granules.div_ceil(GRANULES_PER_CHUNK as u32),
@@ -353,6 +385,7 @@ impl RegionHeap {
             // Shared memory has a setting of its own, mostly "never", which no advice changes.
             huge_blocks: !region.is_shared(),
             short: AtomicBool::new(false),
+            own: Own::default(),
             region,
         })
     }
@@ -406,19 +439,35 @@ impl RegionHeap {
         // SAFETY: inside the region, checked by `view`; all fields are atomics.
         unsafe { &(*self.header.as_ptr()).source }
     }
-    /// The entry of process `slot`, which must be below [`process_slots`](Self::process_slots).
+    /// The entry of process `slot`: one below [`process_slots`](Self::process_slots), the
+    /// [`estate`](Self::estate) or the [`visitor`](Self::visitor).
     #[inline]
     pub(crate) fn process(&self, slot: ProcessSlot) -> &ProcessBlock {
-        let slot = slot.0.min(self.process_slots - 1);
-        // SAFETY: the table has `process_slots` entries, at least one, inside the region; all
-        // fields are atomics.
+        let slot = slot.0.min(self.process_slots + 1);
+        // SAFETY: the table has `process_slots + 2` entries inside the region; all fields are
+        // atomics.
         unsafe { self.processes.add(slot as usize).as_ref() }
+    }
+    /// What has no process any more counts for this one; see `reap`.
+    #[inline]
+    pub(crate) fn estate(&self) -> ProcessSlot {
+        ProcessSlot(self.process_slots)
+    }
+    /// The slot of a process that found none, for as long as it looks for a dead one's.
+    #[inline]
+    pub(crate) fn visitor(&self) -> ProcessSlot {
+        ProcessSlot(self.process_slots + 1)
+    }
+    /// The estate's thread block, in which nobody allocates.
+    #[inline]
+    pub(crate) fn estate_block(&self) -> BlockId {
+        BlockId(self.block_count as u16)
     }
     /// The thread block `id`; ids past the table give block 0, which is nobody's.
     #[inline]
     pub(crate) fn block(&self, id: BlockId) -> &ThreadBlock {
-        let index = if (id.0 as u32) < self.block_count { id.0 as usize } else { 0 };
-        // SAFETY: the table has `block_count` entries inside the region; all fields are atomics.
+        let index = if (id.0 as u32) <= self.block_count { id.0 as usize } else { 0 };
+        // SAFETY: the table has `block_count + 1` entries inside the region; all fields are atomics.
         unsafe { self.blocks.add(index).as_ref() }
     }
     #[inline]
@@ -474,6 +523,23 @@ impl RegionHeap {
         // SAFETY: the table has `granules` entries inside the region; all fields are atomics.
         unsafe { self.areas.add(granule.0 as usize).as_ref() }
     }
+    /// Who keeps the block at `offset`: the word of its first 32 bytes. `None` in a heap without.
+    #[inline]
+    pub(crate) fn keeper(&self, offset: usize) -> Option<&AtomicU16> {
+        let index = (offset / KEEPER_UNIT).min(self.granules as usize * KEEPERS_PER_GRANULE - 1);
+        // SAFETY: the table has that many words for every granule, inside the region.
+        self.keepers.map(|keepers| unsafe { keepers.add(index).as_ref() })
+    }
+    /// Commits the word behind [`keeper`](Self::keeper); see [`commit_tables`](Self::commit_tables).
+    pub(crate) fn commit_keeper(&self, offset: usize) -> Result<()> {
+        match self.keeper(offset) {
+            Some(word) if self.must_commit => {
+                let at = core::ptr::from_ref(word).addr() - self.base.as_ptr().addr();
+                self.commit(at, size_of::<AtomicU16>())
+            }
+            _ => Ok(()),
+        }
+    }
     /// The address of a granule's first byte.
     #[inline]
     pub(crate) fn granule_addr(&self, granule: GranuleIdx) -> *mut u8 {
@@ -506,20 +572,56 @@ impl RegionHeap {
             self.short.store(false, Ordering::Relaxed);
         }
     }
-    /// Takes the locks that a fork must not catch half-way: of `process`, and of the source.
+    /// Takes the source's lock. If its holder is dead, what it protects is put right first.
+    #[inline]
+    pub(crate) fn lock_source(&self) -> ShmGuard<'_> {
+        let lock = &self.source().lock;
+        let (guard, inherited) = lock.lock_or_inherit(self.holder(), |who| self.is_dead(who));
+        if inherited {
+            self.repair_source();
+        }
+        guard
+    }
+    /// Takes this process's own lock, which only its own threads ever hold.
+    #[inline]
+    pub(crate) fn lock_process(&self, process: ProcessSlot) -> ShmGuard<'_> {
+        self.process(process).lock.lock(self.holder())
+    }
+    /// Takes the lock of whoever takes a dead process's things apart. That work can be begun again
+    /// at any point.
+    pub(crate) fn lock_reaper(&self) -> ShmGuard<'_> {
+        let lock = &self.source().reaper;
+        lock.lock_or_inherit(self.holder(), |who| self.is_dead(who)).0
+    }
+    /// Takes the lock of the directory of named roots, in which a change is one store.
+    pub(crate) fn lock_roots(&self) -> ShmGuard<'_> {
+        let lock = &self.source().roots_lock;
+        lock.lock_or_inherit(self.holder(), |who| self.is_dead(who)).0
+    }
+    #[inline]
+    fn holder(&self) -> Holder {
+        Holder::number(self.own.number())
+    }
+    /// Takes the locks that a fork must not catch half-way: the reaper's, that of `process`, and
+    /// the source's.
     pub(crate) fn fork_prepare(&self, process: ProcessSlot) {
-        self.process(process).lock.lock_raw(process.holder());
-        self.source().lock.lock_raw(process.holder());
+        core::mem::forget(self.lock_reaper());
+        core::mem::forget(self.lock_process(process));
+        core::mem::forget(self.lock_source());
     }
     /// In the parent: leaves them.
     pub(crate) fn fork_parent(&self, process: ProcessSlot) {
         self.source().lock.unlock_raw();
         self.process(process).lock.unlock_raw();
+        self.source().reaper.unlock_raw();
     }
     /// In the child, whose copy of the region it is now: frees them whoever held them, and enters
-    /// the child as the process in the slot.
+    /// the child as the process in the slot. What belongs to others stays as it is.
     pub(crate) fn fork_child(&self, process: ProcessSlot, pid: u32, started: u64) {
         self.source().lock.reset();
+        self.source().reaper.reset();
+        self.source().roots_lock.reset();
+        self.detach_others(process);
         let block = self.process(process);
         block.lock.reset();
         block.pid.store(pid, Ordering::Relaxed);

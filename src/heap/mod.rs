@@ -10,6 +10,9 @@
 //! process   process blocks and their granule runs
 //! slab      blocks of one class      remote   returning blocks to another's slab
 //! thread    thread blocks and thread heaps
+//! liveness  joining, leaving, and whether the others still live
+//! keeper    blocks that were handed over
+//! reap      what becomes of a dead process's things
 //! verify    walks every invariant
 //! ```
 //!
@@ -31,11 +34,14 @@ pub(crate) mod buddy;
 pub(crate) mod bump;
 pub(crate) mod chunk;
 pub(crate) mod granule;
+pub(crate) mod keeper;
 pub(crate) mod layout;
+pub(crate) mod liveness;
 pub(crate) mod page;
 pub(crate) mod process;
 #[allow(dead_code)] // the best-fit heap takes what coalescing has no use for
 pub(crate) mod rbtree;
+pub(crate) mod reap;
 pub(crate) mod remote;
 pub(crate) mod slab;
 pub(crate) mod thread;

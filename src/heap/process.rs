@@ -14,13 +14,13 @@
 #![allow(unsafe_code)] // calls `purge` on memory that is nobody's
 
 use super::chunk::ChunkEntry;
-use super::granule::{BlockId, GranuleIdx};
+use super::granule::GranuleIdx;
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use crate::base::bits::{find_run, run_mask};
 use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK};
 use crate::base::{Error, Result};
 use crate::os;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::sync::shm_lock::{ShmGuard, ShmLock};
 
 /// The longest run, in granules. Larger blocks are made of whole chunks.
@@ -40,6 +40,12 @@ const KEEP_EMPTY: u32 = 1;
 pub(crate) const SLOT_FREE: u32 = 0;
 pub(crate) const SLOT_CLAIMED: u32 = 1;
 pub(crate) const SLOT_LIVE: u32 = 2;
+/// Claimed by a process that holds no lock of the kernel's, and so cannot be told dead yet.
+pub(crate) const SLOT_UNWATCHED: u32 = 3;
+/// A dead process whose things are being taken apart.
+pub(crate) const SLOT_DYING: u32 = 4;
+/// In a forked child's copy of a region: what other processes own there. Never taken apart.
+pub(crate) const SLOT_OTHERS: u32 = 5;
 
 /// One entry of the process table.
 #[repr(C, align(64))]
@@ -54,12 +60,21 @@ pub(crate) struct ProcessBlock {
     /// Most thread blocks it may hold at a time.
     pub(crate) max_blocks: AtomicU32,
     pub(crate) blocks: AtomicU32,
-    _pad: [AtomicU64; 4],
+    /// The pid namespace that `pid` belongs to; 0 if unknown.
+    pub(crate) namespace: AtomicU64,
+    /// The number of this registration: no other ever has it. Names the holder of a lock, and who
+    /// is about to announce a slab.
+    pub(crate) number: AtomicU32,
+    /// 1 where the kernel holds a lock on the process's behalf; see `liveness`.
+    pub(crate) watched: AtomicU32,
+    /// Bytes of chunks in large blocks. Changed by anybody, under the source's lock.
+    pub(crate) large: AtomicU64,
+    _pad: AtomicU64,
     pub(crate) lock: ShmLock,
     lists: [AtomicU32; LISTS],
     empty_chunks: AtomicU32,
     _pad2: AtomicU32,
-    /// Bytes of chunks owned, large blocks included.
+    /// Bytes of chunks owned for runs. Changed by the process alone.
     pub(crate) owned: AtomicU64,
     /// Bytes of free granules in the chunks that may be resident.
     dirty_free: AtomicU64,
@@ -107,6 +122,34 @@ fn longest_run_log2(free: u64) -> Option<usize> {
 }
 
 impl ProcessBlock {
+    /// Bytes of chunks, for runs and in large blocks.
+    pub(crate) fn owns(&self) -> u64 {
+        self.owned.load(Relaxed).saturating_add(self.large.load(Relaxed))
+    }
+    /// Starts a registration's account.
+    pub(super) fn open_account(&self, max_bytes: u64, max_blocks: u32) {
+        self.max_bytes.store(max_bytes, Relaxed);
+        self.max_blocks.store(max_blocks, Relaxed);
+        self.retain.store(RETAIN, Relaxed);
+        self.retain_least.store(RETAIN, Relaxed);
+        self.blocks.store(0, Relaxed);
+        self.empty_chunks.store(0, Relaxed);
+        for word in [
+            &self.owned,
+            &self.large,
+            &self.dirty_free,
+            &self.purged_at,
+            &self.regretted,
+            &self.peak,
+            &self.in_runs,
+            &self.in_slabs,
+        ] {
+            word.store(0, Relaxed);
+        }
+        for list in &self.lists {
+            list.store(0, Relaxed);
+        }
+    }
     /// Bytes of free granules that may stay resident.
     pub(crate) fn retained(&self) -> usize {
         self.retain.load(Relaxed) as usize
@@ -114,49 +157,6 @@ impl ProcessBlock {
 }
 
 impl RegionHeap {
-    /// Claims a slot of the process table for a process.
-    pub(crate) fn register(
-        &self,
-        pid: u32,
-        start_time: u64,
-        max_bytes: u64,
-        max_blocks: u32,
-    ) -> Result<ProcessSlot> {
-        for slot in 0..self.process_slots() {
-            let block = self.process(ProcessSlot(slot));
-            if block.state.load(Relaxed) != SLOT_FREE
-                || block
-                    .state
-                    .compare_exchange(SLOT_FREE, SLOT_CLAIMED, Ordering::Acquire, Relaxed)
-                    .is_err()
-            {
-                continue;
-            }
-            block.pid.store(pid, Relaxed);
-            block.start_time.store(start_time, Relaxed);
-            block.max_bytes.store(max_bytes, Relaxed);
-            block.max_blocks.store(max_blocks, Relaxed);
-            block.blocks.store(0, Relaxed);
-            block.owned.store(0, Relaxed);
-            block.dirty_free.store(0, Relaxed);
-            block.retain.store(RETAIN, Relaxed);
-            block.retain_least.store(RETAIN, Relaxed);
-            block.purged_at.store(0, Relaxed);
-            block.regretted.store(0, Relaxed);
-            block.peak.store(0, Relaxed);
-            block.in_runs.store(0, Relaxed);
-            block.in_slabs.store(0, Relaxed);
-            block.empty_chunks.store(0, Relaxed);
-            for list in &block.lists {
-                list.store(0, Relaxed);
-            }
-            block.state.store(SLOT_LIVE, Ordering::Release);
-            self.source().attached.fetch_add(1, Relaxed);
-            return Ok(ProcessSlot(slot));
-        }
-        Err(Error::TableFull { slots: self.process_slots() as usize })
-    }
-
     /// Bytes in the slabs, runs and large blocks of all processes.
     pub(crate) fn bytes_in_use(&self) -> usize {
         let live = |slot: &u32| self.process(ProcessSlot(*slot)).state.load(Relaxed) == SLOT_LIVE;
@@ -174,27 +174,13 @@ impl RegionHeap {
         self.process(process).retain_least.store(bytes as u64, Relaxed);
     }
 
-    /// Ends a registration whose thread heaps are tidy. A process that still owns chunks leaves
-    /// its slot, and the thread blocks that its slabs name, as they are: the blocks in them are in
-    /// use by others.
-    pub(crate) fn unregister(&self, process: ProcessSlot, blocks: impl Iterator<Item = BlockId>) {
-        let block = self.process(process);
-        if block.owned.load(Relaxed) != 0 {
-            return;
-        }
-        for id in blocks {
-            self.block(id).holder.store(0, Ordering::Release);
-        }
-        block.state.store(SLOT_FREE, Ordering::Release);
-    }
-
     /// Bytes that `process` could still allocate: free granules of its chunks, and free chunks as
     /// far as its limit allows.
     pub(crate) fn available(&self, process: ProcessSlot) -> usize {
         let block = self.process(process);
         let mut free = 0;
         {
-            let _guard = block.lock.lock(process.holder());
+            let _guard = self.lock_process(process);
             for list in &block.lists {
                 let mut at = list.load(Relaxed);
                 let mut left = self.chunk_count();
@@ -206,7 +192,7 @@ impl RegionHeap {
                 }
             }
         }
-        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owned.load(Relaxed));
+        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owns());
         let more = if limit == 0 { u64::MAX } else { limit.saturating_sub(owned) };
         free + self.available_chunks().min(more as usize)
     }
@@ -214,7 +200,7 @@ impl RegionHeap {
     /// Whether `process` may own `more` bytes of chunks.
     pub(crate) fn within_limit(&self, process: ProcessSlot, more: usize) -> Result<()> {
         let block = self.process(process);
-        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owned.load(Relaxed));
+        let (limit, owned) = (block.max_bytes.load(Relaxed), block.owns());
         if limit != 0 && owned.saturating_add(more as u64) > limit {
             let available = limit.saturating_sub(owned) as usize;
             return Err(Error::OutOfMemory { requested: more, available });
@@ -226,8 +212,9 @@ impl RegionHeap {
     /// `step` granules (a power of two up to [`MAX_RUN`], so that some place in a chunk always fits).
     pub(crate) fn take_run(&self, process: ProcessSlot, count: u32, step: u32) -> Result<RunTaken> {
         debug_assert!((1..=MAX_RUN).contains(&count) && step <= MAX_RUN);
+        self.reap_now_and_then(process);
         let block = self.process(process);
-        let guard = block.lock.lock(process.holder());
+        let guard = self.lock_process(process);
         let sure = count.next_power_of_two().trailing_zeros() as usize;
         let maybe = (31 - count.leading_zeros()) as usize;
         for list in maybe..LISTS {
@@ -246,7 +233,12 @@ impl RegionHeap {
         }
         loop {
             self.within_limit(process, CHUNK)?;
-            let chunk = self.take_chunk(process)?;
+            let chunk = match self.take_chunk(process) {
+                Ok(chunk) => chunk,
+                // The dead may have more than enough.
+                Err(Error::OutOfMemory { .. }) if self.reap(process).any() => continue,
+                Err(error) => return Err(error),
+            };
             block.owned.fetch_add(CHUNK as u64, Relaxed);
             let dirty = self.chunk(chunk).dirty.load(Relaxed) & self.chunk_mask(chunk);
             block.dirty_free.fetch_add(dirty.count_ones() as u64 * GRANULE as u64, Relaxed);
@@ -286,7 +278,7 @@ impl RegionHeap {
         let (chunk, bit) = Self::chunk_of(first);
         let mask = run_mask(bit, count);
         let block = self.process(process);
-        let _guard = block.lock.lock(process.holder());
+        let _guard = self.lock_process(process);
         let entry = self.chunk(chunk);
         self.delist(process, chunk);
         entry.used.store(entry.used.load(Relaxed) & !mask, Relaxed);
@@ -319,8 +311,7 @@ impl RegionHeap {
         if bit + count + more > GRANULES_PER_CHUNK as u32 || count + more > MAX_RUN {
             return false;
         }
-        let block = self.process(process);
-        let guard = block.lock.lock(process.holder());
+        let guard = self.lock_process(process);
         let mask = run_mask(bit + count, more);
         if self.free_granules(chunk) & mask != mask {
             return false;
@@ -425,7 +416,7 @@ impl RegionHeap {
         block.dirty_free.store(block.dirty_free.load(Relaxed).saturating_sub(left), Relaxed);
         self.delist(process, chunk);
         block.owned.fetch_sub(CHUNK as u64, Relaxed);
-        self.return_chunk(process, chunk);
+        self.return_chunk(chunk);
     }
 
     /// Gives resident free granules back until at most half of what may be retained is left, the
@@ -458,7 +449,7 @@ impl RegionHeap {
     /// from now on, up to the most it ever had. Under the lock.
     fn note_growth(&self, process: ProcessSlot) {
         let block = self.process(process);
-        let owned = block.owned.load(Relaxed);
+        let owned = block.owns();
         block.peak.fetch_max(owned, Relaxed);
         let purged = block.purged_at.load(Relaxed);
         let regretted = block.regretted.load(Relaxed) == purged;
@@ -499,7 +490,7 @@ impl RegionHeap {
     /// chunks to the heap source.
     pub(crate) fn trim(&self, process: ProcessSlot) {
         let block = self.process(process);
-        let guard = block.lock.lock(process.holder());
+        let guard = self.lock_process(process);
         for list in block.lists.iter().rev() {
             let mut at = list.load(Relaxed);
             while at != 0 {
@@ -513,7 +504,7 @@ impl RegionHeap {
             }
         }
         drop(guard);
-        self.purge_recycled(process);
+        self.purge_recycled();
     }
 
     /// The first chunk of each of a process's lists, for `verify`.
@@ -531,6 +522,7 @@ impl RegionHeap {
 #[cfg(test)]
 mod tests {
     use super::super::layout::TableSizes;
+    use super::super::liveness::Joining;
     use super::*;
     use crate::base::units::MIB;
     use crate::region::{Backend, MemfdBackend, Region, RegionOptions};
@@ -542,8 +534,9 @@ mod tests {
         let token = region.token().unwrap();
         let _first = RegionHeap::create(region, TableSizes::default()).unwrap();
         let region = Region::attach_token(&token, &RegionOptions::new()).unwrap();
-        let heap = RegionHeap::attach(region).unwrap();
-        let process = heap.register(1, 1, 0, 4).unwrap();
+        let mut heap = RegionHeap::attach(region).unwrap();
+        let joining = Joining { max_bytes: 0, max_blocks: 4, watched: false };
+        let process = heap.register(joining).unwrap();
         let run = heap.take_run(process, 4, 1).unwrap();
         let (chunk, _) = RegionHeap::chunk_of(run.first);
         let bytes = 4 * GRANULE as u32;

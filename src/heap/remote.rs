@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! freer:   remote word |= bits          (1)
-//!          if pending == 0 and pending.swap(1) == 0:
+//!          if pending == 0 and pending.swap(my number) == 0:
 //!              push slab on the owner's list
 //! owner:   list.swap(empty), and for each slab on it:
 //!              next = slab.remote_next; pending = 0   (2)
 //!              merge: remote word.swap(0)             (3)
 //! ```
 //!
-//! `pending` says who may use the slab's link: whoever turns it from 0 to 1 owns the link until a
+//! `pending` says who may use the slab's link: whoever turns it from 0 to its number owns the link until a
 //! list's owner takes the slab off and clears it. No bit is lost: a freer that finds `pending` set
 //! did so before (2), so its bits (1) are there for the merge at (3); one that comes after (2)
 //! pushes the slab again. (1), (2) and (3) are read-modify-writes or sequentially consistent, so
@@ -20,8 +20,12 @@
 //! the *old* owner's list. That owner sees in the granule map that it is not his and passes it on
 //! (`pass_on` in `thread`); the descriptor always exists, so nothing dangles.
 //!
-//! One `fetch_or` returns up to 64 blocks. Nothing here waits for anybody. A process that dies
-//! between (1) and its push leaves bits that the next freer of that slab, or a rebuild, finds.
+//! One `fetch_or` returns up to 64 blocks. Nothing here waits for anybody.
+//!
+//! A process that dies between (1) and its swap leaves bits that nobody announced: whoever reaps it
+//! announces them. One that dies between its swap and the push leaves a slab that nobody can
+//! announce any more, with a dead process's number in it: after every death each owner looks
+//! through its slabs for such (`ThreadHeap::rescue` in `reap`).
 
 use crate::sync::atomic::Ordering;
 
@@ -72,18 +76,18 @@ word32!(crate::sync::atomic::AtomicU32);
 #[cfg(loom)]
 word32!(loom::sync::atomic::AtomicU32);
 
-/// Freer, after its bits are set: makes sure that slab `index` (+1) is on the list at `head`.
+/// Freer (its number, not 0), after its bits are set: makes sure that the slab (granule + 1) is on
+/// the list at `head`.
 #[inline]
-pub(crate) fn announce<W: Word32>(pending: &W, next: &W, head: &W, index_plus_one: u32) {
-    if pending.load(Ordering::SeqCst) != 0 || pending.swap(1, Ordering::SeqCst) != 0 {
+pub(crate) fn announce<W: Word32>(pending: &W, next: &W, head: &W, slab: u32, freer: u32) {
+    if pending.load(Ordering::SeqCst) != 0 || pending.swap(freer, Ordering::SeqCst) != 0 {
         return;
     }
     let mut first = head.load(Ordering::Relaxed);
     loop {
         next.store(first, Ordering::Relaxed);
         // Release: whoever takes the list sees the link, and the bits.
-        match head.compare_exchange_weak(first, index_plus_one, Ordering::SeqCst, Ordering::Relaxed)
-        {
+        match head.compare_exchange_weak(first, slab, Ordering::SeqCst, Ordering::Relaxed) {
             Ok(_) => return,
             Err(now) => first = now,
         }
@@ -125,7 +129,7 @@ mod loom_models {
     impl Model {
         fn free(&self, bit: u64) {
             assert_eq!(self.bits.fetch_or(bit, Ordering::SeqCst) & bit, 0);
-            announce(&self.pending, &self.next, &self.head, 1);
+            announce(&self.pending, &self.next, &self.head, 1, 7);
         }
         fn drain(&self) -> u64 {
             let mut got = 0;
@@ -190,7 +194,7 @@ mod loom_models {
                 Arc::new([(); 2].map(|()| (AtomicU32::new(0), AtomicU32::new(0))));
             let push = |index: usize, head: &AtomicU32, slabs: &[(AtomicU32, AtomicU32); 2]| {
                 let (pending, next) = &slabs[index];
-                announce(pending, next, head, index as u32 + 1);
+                announce(pending, next, head, index as u32 + 1, 7);
             };
             let drain = |head: &AtomicU32, slabs: &[(AtomicU32, AtomicU32); 2]| {
                 let (mut got, mut at) = (0, take_list(head));

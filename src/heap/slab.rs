@@ -30,6 +30,12 @@ const INLINE_WORDS: usize = 4;
 /// Words of a bitmap in a [`BitArea`]: 8192 blocks of 8 bytes.
 const AREA_WORDS: usize = 128;
 
+/// Blocks at or past `fresh` are known to be zero. Written before the slab is anybody's.
+const ZEROED: u32 = 1;
+/// Some block's keeper may be another than the owner; see `keeper`. Set by anybody, for the life
+/// of the slab, run or large block.
+const KEPT: u32 = 2;
+
 /// Where a slab is in its owner's lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -52,8 +58,8 @@ pub(crate) struct SlabDesc {
     pub(crate) fresh: AtomicU32,
     /// Bytes from the start that are committed. For runs: of the whole run.
     pub(crate) committed: AtomicU32,
-    /// 1 where blocks at or past `fresh` are known to be zero.
-    pub(crate) zeroed: AtomicU32,
+    /// [`ZEROED`] and [`KEPT`].
+    flags: AtomicU32,
     listing: AtomicU32,
     /// Granule + 1 of the neighbours in a class's partial list.
     pub(crate) next: AtomicU32,
@@ -61,7 +67,8 @@ pub(crate) struct SlabDesc {
     /// Granules of a run; 0 for slabs.
     pub(crate) run_granules: AtomicU32,
     bits: [AtomicU64; INLINE_WORDS],
-    /// 1 while the slab is, or is about to be, on a thread block's list of remote frees.
+    /// While the slab is, or is about to be, on a thread block's list of remote frees: the number
+    /// of the process that put it there. Otherwise 0.
     pub(crate) pending: AtomicU32,
     /// Granule + 1 of the next slab on that list.
     pub(crate) remote_next: AtomicU32,
@@ -91,6 +98,25 @@ impl SlabDesc {
         self.run_granules.store(granules, Relaxed);
         self.committed.store(committed, Relaxed);
         self.run_returned.store(0, Relaxed);
+        self.flags.store(0, Relaxed);
+    }
+    /// Starts a large block.
+    pub(crate) fn forget_kept(&self) {
+        self.flags.store(0, Relaxed);
+    }
+    /// Whether a keeper may be another than the owner.
+    #[inline]
+    pub(crate) fn is_kept(&self) -> bool {
+        self.flags.load(Relaxed) & KEPT != 0
+    }
+    /// Before a keeper is written.
+    pub(crate) fn set_kept(&self) {
+        self.flags.fetch_or(KEPT, Ordering::SeqCst);
+    }
+    /// Whether blocks at or past `fresh` are zero.
+    #[inline]
+    pub(crate) fn is_zeroed(&self) -> bool {
+        self.flags.load(Relaxed) & ZEROED != 0
     }
 }
 
@@ -141,7 +167,7 @@ impl<'a> Slab<'a> {
         self.desc.free.store(0, Relaxed);
         self.desc.fresh.store(0, Relaxed);
         self.desc.committed.store(committed, Relaxed);
-        self.desc.zeroed.store(zeroed as u32, Relaxed);
+        self.desc.flags.store(if zeroed { ZEROED } else { 0 }, Relaxed);
         self.desc.run_granules.store(0, Relaxed);
         for word in self.bits.iter().chain(self.remote) {
             if word.load(Relaxed) != 0 {
@@ -175,6 +201,11 @@ impl<'a> Slab<'a> {
     #[inline]
     pub(crate) fn bytes(&self) -> u32 {
         self.class.slab_granules() * GRANULE as u32
+    }
+    /// Where block `block` lies, from the region's base.
+    #[inline]
+    pub(crate) fn offset_of(&self, block: u32) -> usize {
+        self.head.0 as usize * GRANULE + block as usize * self.class.size()
     }
     /// Whether no block is handed out (as far as the owner knows).
     #[inline]
@@ -307,6 +338,48 @@ impl<'a> Slab<'a> {
         }
         self.desc.free.store(self.free_count() + back, Relaxed);
         (back, refused)
+    }
+
+    /// Somebody who has taken over from an owner that is gone: merges both bitmaps, frees the blocks
+    /// that `keep` does not want (asked with each block's index), and leaves the slab in no
+    /// thread heap's list. Returns how many blocks are left.
+    pub(crate) fn settle(&self, mut keep: impl FnMut(u32) -> bool) -> u32 {
+        let fresh = self.fresh();
+        let mut left = 0;
+        for (index, remote) in self.remote.iter().enumerate() {
+            let first = index as u32 * 64;
+            let handed_out = match fresh.saturating_sub(first) {
+                0 => 0,
+                n if n >= 64 => u64::MAX,
+                n => (1 << n) - 1,
+            };
+            let returned = remote.swap(0, Ordering::AcqRel);
+            let mut free = (self.bits[index].load(Relaxed) | returned) & handed_out;
+            let mut live = handed_out & !free;
+            while live != 0 {
+                let bit = live.trailing_zeros();
+                live &= live - 1;
+                if keep(first + bit) {
+                    left += 1;
+                } else {
+                    free |= 1 << bit;
+                }
+            }
+            self.bits[index].store(free, Relaxed);
+        }
+        self.desc.free.store(fresh - left, Relaxed);
+        self.set_listing(Listing::Partial);
+        left
+    }
+
+    /// How many blocks are handed out.
+    pub(crate) fn live(&self) -> u32 {
+        let free = self
+            .bits
+            .iter()
+            .zip(self.remote)
+            .map(|(word, remote)| (word.load(Relaxed) | remote.load(Relaxed)).count_ones());
+        self.fresh().saturating_sub(free.sum())
     }
 
     /// Whether block `block` is free for sure: in either bitmap, or never handed out.

@@ -40,12 +40,10 @@ pub(crate) struct ThreadBlock {
     pub(crate) holder: AtomicU32,
     /// Granule + 1 of the first slab with remote frees; see `remote`.
     pub(crate) returned: AtomicU32,
-    /// Bytes in blocks allocated by the holder less those it freed: one term of a sum.
-    pub(crate) allocated: AtomicU64,
     /// 1 while no thread uses the block's heap: what is returned to it waits for somebody to look.
     pub(crate) idle: AtomicU32,
     _pad0: AtomicU32,
-    _pad: [AtomicU64; 5],
+    _pad: [AtomicU64; 6],
 }
 
 /// One class of a thread heap. Zero in a link is "none", otherwise granule + 1.
@@ -60,8 +58,10 @@ struct HeapBin {
 #[derive(Debug)]
 pub(crate) struct ThreadHeap {
     id: BlockId,
-    process: ProcessSlot,
+    pub(super) process: ProcessSlot,
     bins: [HeapBin; CLASSES],
+    /// The deaths that this heap has looked after; see [`ThreadHeap::rescue`].
+    deaths: u32,
 }
 
 /// What a block is, as the granule map says.
@@ -206,9 +206,11 @@ impl RegionHeap {
         mask: u64,
     ) -> bool {
         let slab = Slab::new(self, head, class);
+        if slab.desc.is_kept() {
+            self.forget_keepers(&slab, word, mask);
+        }
         let before = slab.remote_word(word).fetch_or(mask, Ordering::SeqCst);
-        let block = self.block(owner);
-        remote::announce(&slab.desc.pending, &slab.desc.remote_next, &block.returned, head.0 + 1);
+        self.announce(head, owner);
         before & mask == 0
     }
 
@@ -268,7 +270,11 @@ impl RegionHeap {
     /// no run any more.
     pub(crate) fn free_run(&self, process: ProcessSlot, head: GranuleIdx) -> bool {
         let seen = self.entry(head);
-        if seen.kind() != Kind::Run || seen.distance() != 0 || !self.end_entry(head, seen) {
+        if seen.kind() != Kind::Run || seen.distance() != 0 {
+            return false;
+        }
+        self.forget_keeper(head);
+        if !self.end_entry(head, seen) {
             return false;
         }
         let granules = self.desc(head).run_granules.load(Relaxed).min(super::process::MAX_RUN);
@@ -285,12 +291,26 @@ impl RegionHeap {
     /// Announces another process's run to its owner. False where it was returned already.
     pub(crate) fn return_foreign_run(&self, head: GranuleIdx, owner: BlockId) -> bool {
         let desc = self.desc(head);
+        if desc.is_run_returned() {
+            return false;
+        }
+        self.forget_keeper(head);
         if !desc.return_run() {
             return false;
         }
-        let block = self.block(owner);
-        remote::announce(&desc.pending, &desc.remote_next, &block.returned, head.0 + 1);
+        self.announce(head, owner);
         true
+    }
+
+    /// Puts a slab or a run on the list of its owner; see `remote`.
+    pub(super) fn announce(&self, head: GranuleIdx, owner: BlockId) {
+        let (desc, block) = (self.desc(head), self.block(owner));
+        let number = self.own.number();
+        remote::announce(&desc.pending, &desc.remote_next, &block.returned, head.0 + 1, number);
+        // The owner may have died, and its lists been looked through, before this came to them.
+        if block.holder.load(Ordering::SeqCst) == 0 {
+            self.drain(owner);
+        }
     }
 
     /// The thread block that the block at `offset` belongs to; block 0, nobody's, if there is none.
@@ -353,7 +373,7 @@ impl ThreadHeap {
     /// The heap of a thread block that `process` holds.
     pub(crate) const fn new(id: BlockId, process: ProcessSlot) -> ThreadHeap {
         let empty = HeapBin { current: 0, partial: 0, slabs: 0 };
-        ThreadHeap { id, process, bins: [empty; CLASSES] }
+        ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0 }
     }
     #[inline]
     pub(crate) fn id(&self) -> BlockId {
@@ -438,7 +458,7 @@ impl ThreadHeap {
             return Ok(None);
         }
         let slab = Slab::new(heap, GranuleIdx(bin.current - 1), class);
-        if slab.desc.zeroed.load(Relaxed) == 0 {
+        if !slab.desc.is_zeroed() {
             return Ok(None);
         }
         let mut out = [core::ptr::null_mut()];
@@ -529,6 +549,9 @@ impl ThreadHeap {
         index: u32,
     ) -> bool {
         let slab = Slab::new(heap, head, class);
+        if slab.desc.is_kept() {
+            heap.forget_keepers(&slab, index as usize / 64, 1 << (index % 64));
+        }
         if !slab.free_block(index) {
             return false;
         }
@@ -547,6 +570,9 @@ impl ThreadHeap {
         blocks: &[*mut u8],
     ) -> (usize, u32) {
         let slab = Slab::new(heap, head, class);
+        if slab.desc.is_kept() {
+            heap.forget_all_keepers(&slab, blocks);
+        }
         let (seen, refused) = slab.free_blocks(heap.granule_addr(head), blocks);
         if seen as u32 > refused {
             self.after_free(heap, &slab);
@@ -556,7 +582,7 @@ impl ThreadHeap {
 
     /// Lists a slab that got blocks back, or gives it up when it has all of them.
     #[inline]
-    fn after_free(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+    pub(super) fn after_free(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
         match slab.listing() {
             Listing::Full => {
                 self.list(heap, slab);
@@ -616,6 +642,8 @@ impl ThreadHeap {
 
     /// Takes in what others returned to this heap's slabs and runs.
     pub(crate) fn collect(&mut self, heap: &RegionHeap) {
+        // Before the list is taken: what the dead announced is on it.
+        let deaths = heap.source().deaths.load(Ordering::Acquire);
         let block = heap.block(self.id);
         let mut at = remote::take_list(&block.returned);
         // A sound list has every granule at most once; a damaged one must end too.
@@ -647,10 +675,14 @@ impl ThreadHeap {
                 _ => {}
             }
         }
+        if deaths != self.deaths {
+            self.deaths = deaths;
+            self.rescue(heap);
+        }
     }
 
     /// A slab that changed hands while a freer was on its way to this heap's list.
-    fn pass_on(heap: &RegionHeap, head: GranuleIdx, entry: Entry) {
+    pub(super) fn pass_on(heap: &RegionHeap, head: GranuleIdx, entry: Entry) {
         let desc = heap.desc(head);
         let waiting = match entry.kind() {
             Kind::Slab if entry.class_index() < CLASSES && entry.distance() == 0 => {
@@ -661,8 +693,7 @@ impl ThreadHeap {
             _ => false,
         };
         if waiting {
-            let owner = heap.block(entry.owner());
-            remote::announce(&desc.pending, &desc.remote_next, &owner.returned, head.0 + 1);
+            heap.announce(head, entry.owner());
         }
     }
 

@@ -34,9 +34,8 @@ pub struct Region {
     len: usize,
 }
 
-#[allow(clippy::len_without_is_empty)] // no region is empty
 /// The engine kind while an engine is being laid out.
-const ENGINE_MAKING: u32 = u32::MAX;
+pub(crate) const ENGINE_MAKING: u32 = u32::MAX;
 
 impl Region {
     /// A handle that takes over a reference on `record`.

@@ -37,6 +37,7 @@ mod resolve;
 mod token;
 
 pub use backend::{Backend, BackendKind};
+pub(crate) use handle::ENGINE_MAKING;
 pub use handle::Region;
 pub use memfd::MemfdBackend;
 pub use named::{FileBackend, PosixShmMmap};

@@ -1,10 +1,18 @@
 //! The lock between processes.
 //!
-//! One word in shared memory: 0 when free, otherwise the holder's process slot + 1, with the top
-//! bit set while somebody may be waiting. Knowing the holder is what lets a later process take the
-//! lock over from a dead one.
+//! One word in shared memory: 0 when free, otherwise the holder's number, with the top bit set while
+//! somebody may be waiting. Numbers are given out once, so that a name never comes to mean another.
+//! Knowing the holder is what lets a later process take the
+//! lock over from a dead one ([`ShmLock::lock_or_inherit`]): a waiter sleeps for a bounded time, then
+//! asks whether the holder still lives, and if not replaces its name by its own in one exchange. It
+//! then has the lock, and the duty to repair what the lock protects.
 //!
-//! Ordering: taking the lock is an acquire, giving it back a release, of the one word.
+//! No sleep is without a bound, so that a wake which was sent to a process that died before it could
+//! take the lock costs the others a moment and not for ever.
+//!
+//! Ordering: taking the lock is an acquire, giving it back a release, of the one word. Taking it
+//! over acquires the word that the dead holder wrote; what it wrote before it died is in memory, for
+//! the kernel ended it before it said so.
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex::{self, Scope};
@@ -12,19 +20,27 @@ use super::futex::{self, Scope};
 const WAITERS: u32 = 1 << 31;
 /// None in a model, where to spin is to look at the same word for ever.
 const SPINS: u32 = if cfg!(loom) { 0 } else { 64 };
+/// The first sleep, in nanoseconds; each later one is twice as long, up to [`LAST_SLEEP`].
+const FIRST_SLEEP: u64 = 1_000_000;
+const LAST_SLEEP: u64 = 128_000_000;
 
-/// Names the process that holds a [`ShmLock`]: its slot in the region's process table, plus one.
+/// Names the process that holds a [`ShmLock`]: the number that it was given when it attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct Holder(u32);
 
 impl Holder {
-    /// A holder without a process slot: in regions that have no process table.
+    /// A holder without a number: in regions that have no process table.
     pub(crate) const UNKNOWN: Holder = Holder(!WAITERS);
-    /// The holder for process slot `slot`.
+    /// The holder with this number, from 1 to 2^31 - 2.
     #[inline]
-    pub(crate) const fn slot(slot: u32) -> Holder {
-        Holder((slot + 1) & !WAITERS)
+    pub(crate) const fn number(number: u32) -> Holder {
+        Holder(number & !WAITERS)
+    }
+    /// The number, for a holder that has one.
+    #[inline]
+    pub(crate) fn get(self) -> Option<u32> {
+        if self == Holder::UNKNOWN { None } else { Some(self.0) }
     }
 }
 
@@ -33,7 +49,7 @@ trait Word {
     fn load(&self) -> u32;
     fn replace(&self, current: u32, new: u32, success: Ordering) -> bool;
     fn swap(&self, value: u32, order: Ordering) -> u32;
-    fn wait(&self, expected: u32);
+    fn wait(&self, expected: u32, nanoseconds: u64);
     fn wake_one(&self);
 }
 
@@ -50,42 +66,54 @@ impl Word for AtomicU32 {
     fn swap(&self, value: u32, order: Ordering) -> u32 {
         AtomicU32::swap(self, value, order)
     }
-    fn wait(&self, expected: u32) {
-        futex::wait(self, expected, None, Scope::Shared);
+    fn wait(&self, expected: u32, nanoseconds: u64) {
+        futex::wait(self, expected, Some(nanoseconds), Scope::Shared);
     }
     fn wake_one(&self) {
         futex::wake(self, 1, Scope::Shared);
     }
 }
 
+/// Takes the lock; true where it was taken over from a holder that `is_dead` says is dead.
 #[inline]
-fn take<W: Word>(word: &W, holder: Holder) {
-    if !word.replace(0, holder.0, Ordering::Acquire) {
-        take_slow(word, holder);
+fn take<W: Word>(word: &W, holder: Holder, is_dead: impl Fn(Holder) -> bool) -> bool {
+    if word.replace(0, holder.0, Ordering::Acquire) {
+        return false;
     }
+    take_slow(word, holder, &is_dead)
 }
 
 #[cold]
-fn take_slow<W: Word>(word: &W, holder: Holder) {
+fn take_slow<W: Word>(word: &W, holder: Holder, is_dead: &dyn Fn(Holder) -> bool) -> bool {
     for _ in 0..SPINS {
         core::hint::spin_loop();
         if word.load() == 0 && word.replace(0, holder.0, Ordering::Acquire) {
-            return;
+            return false;
         }
     }
+    let mut sleep = FIRST_SLEEP;
     loop {
         let seen = word.load();
         if seen == 0 {
             // Others may still sleep: keep the waiters bit, an unneeded wake is harmless.
             if word.replace(0, holder.0 | WAITERS, Ordering::Acquire) {
-                return;
+                return false;
             }
             continue;
         }
         if seen & WAITERS == 0 && !word.replace(seen, seen | WAITERS, Ordering::Relaxed) {
             continue;
         }
-        word.wait(seen | WAITERS);
+        word.wait(seen | WAITERS, sleep);
+        // Whoever still has it after a sleep may not be there any more.
+        let still = word.load() | WAITERS == seen | WAITERS;
+        if still
+            && is_dead(Holder(seen & !WAITERS))
+            && word.replace(seen | WAITERS, holder.0 | WAITERS, Ordering::Acquire)
+        {
+            return true;
+        }
+        sleep = (2 * sleep).min(LAST_SLEEP);
     }
 }
 
@@ -109,20 +137,27 @@ impl ShmLock {
         ShmLock { word: AtomicU32::new(0) }
     }
 
-    /// Waits for the lock and takes it.
+    /// Waits for the lock and takes it: for locks whose holders cannot be told dead.
     #[inline]
     pub(crate) fn lock(&self, holder: Holder) -> ShmGuard<'_> {
-        take(&self.word, holder);
+        take(&self.word, holder, |_| false);
         ShmGuard { lock: self }
     }
 
-    /// [`lock`](ShmLock::lock) without a guard: for the fork hooks, which take it in one function
-    /// and leave it in another.
-    pub(crate) fn lock_raw(&self, holder: Holder) {
-        core::mem::forget(self.lock(holder));
+    /// Waits for the lock and takes it, from a dead holder if need be. True with the guard where it
+    /// was: then what the lock protects may be half changed, and is to be repaired first.
+    #[inline]
+    pub(crate) fn lock_or_inherit(
+        &self,
+        holder: Holder,
+        is_dead: impl Fn(Holder) -> bool,
+    ) -> (ShmGuard<'_>, bool) {
+        let inherited = take(&self.word, holder, is_dead);
+        (ShmGuard { lock: self }, inherited)
     }
 
-    /// Leaves a lock taken by [`lock_raw`](ShmLock::lock_raw).
+    /// Leaves a lock whose guard was forgotten: for the fork hooks, which take it in one function
+    /// and leave it in another.
     pub(crate) fn unlock_raw(&self) {
         drop(ShmGuard { lock: self });
     }
@@ -164,7 +199,7 @@ mod tests {
             for slot in 0..4 {
                 scope.spawn(move || {
                     for _ in 0..20_000 {
-                        let _guard = LOCK.lock(Holder::slot(slot));
+                        let _guard = LOCK.lock(Holder::number(slot + 1));
                         let seen = COUNT.load(Ordering::Relaxed);
                         COUNT.store(seen + 1, Ordering::Relaxed);
                     }
@@ -173,6 +208,23 @@ mod tests {
         });
         assert_eq!(COUNT.load(Ordering::Relaxed), 80_000);
         assert!(!LOCK.is_locked());
+    }
+
+    #[test]
+    fn only_a_dead_holder_loses_it() {
+        let lock = ShmLock::new();
+        let (one, two) = (Holder::number(1), Holder::number(2));
+        core::mem::forget(lock.lock(one));
+        let asked = core::cell::Cell::new(0);
+        let (guard, inherited) = lock.lock_or_inherit(two, |holder| {
+            assert_eq!(holder, one);
+            asked.set(asked.get() + 1);
+            asked.get() == 3
+        });
+        assert!(inherited && asked.get() == 3);
+        drop(guard);
+        assert!(!lock.is_locked());
+        assert!(!lock.lock_or_inherit(one, |_| true).1);
     }
 }
 
@@ -199,7 +251,7 @@ mod loom_models {
         fn swap(&self, value: u32, order: Ordering) -> u32 {
             self.word.swap(value, order)
         }
-        fn wait(&self, expected: u32) {
+        fn wait(&self, expected: u32, _nanoseconds: u64) {
             let queue = self.queue.lock().unwrap();
             if self.word.load(Ordering::Relaxed) == expected {
                 drop(self.woken.wait(queue).unwrap());
@@ -225,8 +277,8 @@ mod loom_models {
             });
             let inside = Arc::new(AtomicUsize::new(0));
             let run = |slot, lock: &Model, inside: &AtomicUsize| {
-                take(lock, Holder::slot(slot));
-                assert_eq!(lock.load() & !WAITERS, Holder::slot(slot).0);
+                assert!(!take(lock, Holder::number(slot + 1), |_| false));
+                assert_eq!(lock.load() & !WAITERS, Holder::number(slot + 1).0);
                 assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0);
                 inside.fetch_sub(1, Ordering::Relaxed);
                 leave(lock);
@@ -256,7 +308,7 @@ mod loom_models {
             });
             let guarded = Arc::new(loom::cell::UnsafeCell::new(()));
             let run = |slot, lock: &Model, guarded: &loom::cell::UnsafeCell<()>| {
-                take(lock, Holder::slot(slot));
+                assert!(!take(lock, Holder::number(slot + 1), |_| false));
                 guarded.with_mut(|_| ());
                 leave(lock);
             };

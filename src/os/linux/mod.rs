@@ -5,18 +5,22 @@
 mod c_library;
 mod file;
 mod limits;
+mod liveness;
 mod mem;
 mod path;
 mod process;
+mod socket;
 mod thread;
 
 #[cfg(feature = "c-api")]
 pub(crate) use c_library::*;
 pub(crate) use file::*;
 pub(crate) use limits::*;
+pub(crate) use liveness::*;
 pub(crate) use mem::*;
 pub(crate) use path::*;
 pub(crate) use process::*;
+pub(crate) use socket::*;
 pub(crate) use thread::*;
 
 use crate::base::Error;

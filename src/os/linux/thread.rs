@@ -59,6 +59,7 @@ pub(crate) fn fork_generation() -> Option<u32> {
     unsafe extern "C" fn nothing() {}
     unsafe extern "C" fn count() {
         GENERATION.fetch_add(1, Ordering::Relaxed);
+        close_what_is_the_parents();
     }
     if REGISTERED.load(Ordering::Acquire) == NOT_YET {
         // Two threads may both register; a generation then counts by two, which is as good.
@@ -66,6 +67,38 @@ pub(crate) fn fork_generation() -> Option<u32> {
         REGISTERED.store(done, Ordering::Release);
     }
     (REGISTERED.load(Ordering::Relaxed) == DONE).then(|| GENERATION.load(Ordering::Relaxed))
+}
+
+/// Descriptors that no forked child may keep: number + 1, zero for a free place.
+static PARENTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
+
+/// From now on a forked child closes this descriptor first of all. Only as far as forks are noticed
+/// (see [`fork_generation`]) and there is room; otherwise the child keeps it.
+pub(crate) fn at_fork_close(fd: i32) {
+    let entry = fd as u32 + 1;
+    let _ = PARENTS.iter().find(|place| {
+        place.compare_exchange(0, entry, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
+}
+
+/// Undoes [`at_fork_close`]: the descriptor is about to be closed.
+pub(crate) fn at_fork_keep(fd: i32) {
+    let entry = fd as u32 + 1;
+    let _ = PARENTS.iter().find(|place| {
+        place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
+}
+
+/// In a forked child.
+fn close_what_is_the_parents() {
+    for place in &PARENTS {
+        let entry = place.swap(0, Ordering::Relaxed);
+        if entry != 0 {
+            // SAFETY: the number was put there by its owner, which takes it out before it closes
+            // it: here it is the child's copy of that descriptor.
+            drop(unsafe { super::Fd::from_raw(entry as i32 - 1) });
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,116 @@
+//! Who a block belongs to, where that is not the process whose slab it lies in.
+//!
+//! What a process allocates is its own, and goes with it. A block can be handed over: then the word
+//! of its first 32 bytes in the keeper table says whose it is.
+//!
+//! ```text
+//! 0          the process that owns the slab, run or chunk: the usual case
+//! slot + 1   the process in that slot, and it goes with that one
+//! 65535      nobody: it stays until somebody frees it
+//! ```
+//!
+//! Invariant: a word that is not 0 belongs to a block that is handed out, and the `KEPT` flag of its
+//! slab, run or large block is set. So a free block never has a keeper, and only flagged
+//! descriptors make anybody look at the table, whose pages come into being with the first word
+//! that is written.
+//!
+//! Whoever frees a block clears the word first, then frees; to hand over is one store. Only the one
+//! to whom a block belongs may do either, and only at one place at a time: that is the caller's
+//! promise, as with any pointer.
+//!
+//! Blocks of less than 32 bytes share their words and cannot be handed over.
+
+use super::granule::GranuleIdx;
+use super::layout::{KEEPER_UNIT, ProcessSlot, RegionHeap};
+use super::slab::Slab;
+use super::thread::Block;
+use crate::base::units::GRANULE;
+use crate::base::{Error, Result};
+use crate::sync::atomic::Ordering;
+
+/// Nobody's.
+const NOBODY: u16 = u16::MAX;
+
+/// To whom a block goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    Process(ProcessSlot),
+    Nobody,
+}
+
+impl RegionHeap {
+    /// Hands the block at `offset` over. [`Error::Unsupported`] for blocks of less than 32 bytes,
+    /// and in heaps without keepers.
+    pub(crate) fn set_keeper(&self, offset: usize, block: Block, keeper: Keeper) -> Result<()> {
+        let head = match block {
+            Block::Small { class, .. } if class.size() < KEEPER_UNIT => {
+                return Err(Error::Unsupported);
+            }
+            Block::Small { head, .. } | Block::Run { head, .. } | Block::Large { head } => head,
+        };
+        self.commit_keeper(offset)?;
+        let word = self.keeper(offset).ok_or(Error::Unsupported)?;
+        let value = match keeper {
+            Keeper::Process(slot) => slot.0 as u16 + 1,
+            Keeper::Nobody => NOBODY,
+        };
+        self.desc(head).set_kept();
+        word.store(value, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether the block at `offset`, under a flagged descriptor, is somebody else's than `owner`'s.
+    pub(super) fn is_kept_from(&self, offset: usize, owner: ProcessSlot) -> bool {
+        self.keeper(offset).is_some_and(|word| {
+            let value = word.load(Ordering::SeqCst);
+            value != 0 && value != owner.0 as u16 + 1
+        })
+    }
+
+    /// Whether the block at `offset`, under a flagged descriptor, was handed over to `slot`.
+    pub(super) fn is_kept_by(&self, offset: usize, slot: ProcessSlot) -> bool {
+        self.keeper(offset).is_some_and(|word| word.load(Ordering::SeqCst) == slot.0 as u16 + 1)
+    }
+
+    /// The block at `offset` has no keeper any more: it is about to be freed.
+    #[cold]
+    pub(super) fn clear_keeper(&self, offset: usize) {
+        if let Some(word) = self.keeper(offset)
+            && word.load(Ordering::Relaxed) != 0
+        {
+            word.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// The same for a run or a large block.
+    #[inline]
+    pub(super) fn forget_keeper(&self, head: GranuleIdx) {
+        if self.desc(head).is_kept() {
+            self.clear_keeper(head.0 as usize * GRANULE);
+        }
+    }
+
+    /// The same for the blocks of a slab that the bits of `mask` stand for, from `word * 64` on.
+    #[cold]
+    pub(super) fn forget_keepers(&self, slab: &Slab<'_>, word: usize, mask: u64) {
+        let mut left = mask;
+        while left != 0 {
+            let index = word * 64 + left.trailing_zeros() as usize;
+            left &= left - 1;
+            self.clear_keeper(slab.offset_of(index as u32));
+        }
+    }
+
+    /// The same for those of `blocks` that come first and lie in the slab.
+    #[cold]
+    pub(super) fn forget_all_keepers(&self, slab: &Slab<'_>, blocks: &[*mut u8]) {
+        let base = self.granule_addr(slab.head).addr();
+        for block in blocks {
+            let at = block.addr().wrapping_sub(base);
+            if at >= slab.bytes() as usize {
+                break;
+            }
+            self.clear_keeper(slab.head.0 as usize * GRANULE + at);
+        }
+    }
+}

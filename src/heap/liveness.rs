@@ -1,0 +1,235 @@
+//! Joining and leaving a region, and telling whether the others still live.
+//!
+//! A process that joins claims a slot of the process table and gets a number that no other
+//! registration ever has. Locks and pending announcements carry the number, not the slot: a slot
+//! serves again, a number never does.
+//!
+//! ```text
+//! FREE -> CLAIMED -> LIVE -> FREE                  joined, left
+//!         CLAIMED -> FREE, LIVE -> DYING -> FREE   died, reaped
+//! ```
+//!
+//! Whether a process lives is for the kernel to say; nothing that a process writes down itself can
+//! tell. Two witnesses (`os::liveness`):
+//!
+//! | | same pid namespace | another one |
+//! |---|---|---|
+//! | process table | no such pid, ended, or started at another time: dead | says nothing |
+//! | byte lock of the slot | asked where the table cannot tell | free: dead |
+//!
+//! The lock is taken before the slot is claimed and goes with the process. A process that could not
+//! have one (no `/proc`, a file system without locks) is believed to live by everybody who cannot
+//! see it in the process table. Where the witnesses cannot be heard the answer is "lives": then
+//! memory is not reclaimed, but nobody's is taken away.
+//!
+//! Regions of private memory have no other processes, and none of this.
+
+use super::layout::{ProcessSlot, RegionHeap};
+use super::process::{SLOT_CLAIMED, SLOT_DYING, SLOT_FREE, SLOT_LIVE, SLOT_OTHERS, SLOT_UNWATCHED};
+use crate::base::{Error, Result};
+use crate::os::{self, ByteLock, Presence};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
+use crate::sync::shm_lock::Holder;
+
+/// Numbers fit the lock's word: from 1 to this.
+const NUMBERS: u32 = (1 << 31) - 3;
+
+/// What tells one view's registration from all others, in private memory.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    number: AtomicU32,
+    /// When this process last looked for dead ones, by the monotonic clock.
+    looked: AtomicU64,
+    lock: Option<ByteLock>,
+}
+
+impl Own {
+    /// The registration's number; one that is never given out before there is one.
+    #[inline]
+    pub(super) fn number(&self) -> u32 {
+        match self.number.load(Relaxed) {
+            0 => NUMBERS + 1,
+            number => number,
+        }
+    }
+    /// Whether `interval` nanoseconds have passed since the last time it did.
+    pub(super) fn is_time(&self, interval: u64) -> bool {
+        let now = os::monotonic_ns();
+        let last = self.looked.load(Relaxed);
+        now.saturating_sub(last) >= interval
+            && self.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+    }
+}
+
+/// What a process wants when it joins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Joining {
+    /// Most bytes of chunks it may own; 0 is no limit.
+    pub(crate) max_bytes: u64,
+    /// Most thread blocks it may hold.
+    pub(crate) max_blocks: u32,
+    /// Whether others must be able to tell when it dies.
+    pub(crate) watched: bool,
+}
+
+impl RegionHeap {
+    /// Claims a slot of the process table for this process. Once for each view.
+    pub(crate) fn register(&mut self, joining: Joining) -> Result<ProcessSlot> {
+        match self.claim_any(joining) {
+            Err(Error::TableFull { .. }) if self.visit_and_reap() => self.claim_any(joining),
+            result => result,
+        }
+    }
+
+    fn claim_any(&mut self, joining: Joining) -> Result<ProcessSlot> {
+        let slots = self.process_slots();
+        for slot in (0..slots).map(ProcessSlot) {
+            let is_free = self.process(slot).state.load(Relaxed) == SLOT_FREE;
+            if is_free && self.claim_slot(slot, joining).is_ok() {
+                return Ok(slot);
+            }
+        }
+        Err(Error::TableFull { slots: slots as usize })
+    }
+
+    /// Claims one slot: the kernel's lock first, where there can be one, then the state.
+    fn claim_slot(&mut self, slot: ProcessSlot, joining: Joining) -> Result<()> {
+        let fd = if joining.watched { self.region().own_fd() } else { None };
+        let (lock, claim) = match fd.map(|fd| ByteLock::take(fd, slot.0)) {
+            // Somebody is quicker, or a child of whoever had the slot still shares the lock.
+            Some(Err(Error::AlreadyExists)) => return Err(Error::AlreadyExists),
+            Some(Ok(lock)) => (Some(lock), SLOT_CLAIMED),
+            _ => (None, SLOT_UNWATCHED),
+        };
+        let block = self.process(slot);
+        // Nobody else has the visitor's lock now, so nobody is the visitor.
+        let from = if slot == self.visitor() { block.state.load(Relaxed) } else { SLOT_FREE };
+        block
+            .state
+            .compare_exchange(from, claim, Ordering::Acquire, Relaxed)
+            .map_err(|_| Error::AlreadyExists)?;
+        // Only the slot's own threads ever take it.
+        block.lock.reset();
+        let pid = os::process_id();
+        let namespace = os::pid_namespace();
+        // Without its own `/proc` it would read another process's time.
+        let started = if namespace == 0 { None } else { os::process_start_time(pid) };
+        block.pid.store(pid, Relaxed);
+        block.start_time.store(started.unwrap_or(0), Relaxed);
+        block.namespace.store(namespace, Relaxed);
+        block.watched.store(lock.is_some() as u32, Relaxed);
+        block.open_account(joining.max_bytes, joining.max_blocks);
+        let number = self.source().attached.fetch_add(1, Relaxed) % NUMBERS + 1;
+        block.number.store(number, Relaxed);
+        block.state.store(SLOT_LIVE, Ordering::Release);
+        self.own.number.store(number, Relaxed);
+        self.own.lock = lock;
+        Ok(())
+    }
+
+    /// Every slot is taken, maybe by the dead: becomes the visitor for as long as it takes to reap
+    /// them. Whether that made a difference.
+    fn visit_and_reap(&mut self) -> bool {
+        let visitor = self.visitor();
+        let joining = Joining { max_bytes: 0, max_blocks: 0, watched: true };
+        if self.region().own_fd().is_none() || self.claim_slot(visitor, joining).is_err() {
+            return false;
+        }
+        let watched = self.own.lock.is_some();
+        let reaped = watched && self.reap(visitor).processes > 0;
+        self.leave_slot(visitor);
+        self.own.number.store(0, Relaxed);
+        self.own.lock = None;
+        reaped
+    }
+
+    /// Gives the slot back, in which nothing is left.
+    pub(super) fn leave_slot(&self, slot: ProcessSlot) {
+        let block = self.process(slot);
+        block.lock.reset();
+        block.number.store(0, Relaxed);
+        block.state.store(SLOT_FREE, Ordering::Release);
+    }
+
+    /// The slots of processes that are dead and not reaped, all but `own`.
+    pub(super) fn dead_slots(&self, own: Option<ProcessSlot>) -> impl Iterator<Item = ProcessSlot> {
+        (0..self.process_slots())
+            .map(ProcessSlot)
+            .filter(move |&slot| Some(slot) != own && self.is_left_behind(slot))
+    }
+
+    /// Whether a slot is a dead process's.
+    pub(super) fn is_left_behind(&self, slot: ProcessSlot) -> bool {
+        let block = self.process(slot);
+        let number = block.number.load(Ordering::Acquire);
+        match block.state.load(Ordering::Acquire) {
+            // One that left meanwhile, and another that came, would make a mixture of the two: its
+            // number goes first and comes last.
+            SLOT_LIVE => {
+                !self.lives(slot)
+                    && block.number.load(Ordering::Acquire) == number
+                    && block.state.load(Ordering::Acquire) == SLOT_LIVE
+            }
+            // What else it says may be what the one before wrote.
+            SLOT_CLAIMED => self.lock_is_free(slot),
+            SLOT_DYING => true,
+            _ => false,
+        }
+    }
+
+    /// Asks the witnesses about the process in a slot that is live.
+    fn lives(&self, slot: ProcessSlot) -> bool {
+        let block = self.process(slot);
+        let namespace = block.namespace.load(Relaxed);
+        if namespace != 0 && namespace == os::pid_namespace() {
+            let started = block.start_time.load(Relaxed);
+            match os::presence(block.pid.load(Relaxed)) {
+                Presence::Gone => return false,
+                Presence::Running { start_time } if started != 0 => return start_time == started,
+                _ => {}
+            }
+        }
+        block.watched.load(Relaxed) == 0 || !self.lock_is_free(slot)
+    }
+
+    fn lock_is_free(&self, slot: ProcessSlot) -> bool {
+        let Some(fd) = self.region().own_fd() else { return false };
+        matches!(ByteLock::is_taken(fd, slot.0), Ok(false))
+    }
+
+    /// Whether the process that holds a lock is dead. Who never joined holds none: its number is
+    /// damage.
+    pub(super) fn is_dead(&self, holder: Holder) -> bool {
+        holder.get().is_none_or(|number| !self.is_number_alive(number))
+    }
+
+    /// Whether the registration with this number is a living process's.
+    pub(super) fn is_number_alive(&self, number: u32) -> bool {
+        if number == self.own.number() {
+            return true;
+        }
+        (0..=self.visitor().0).map(ProcessSlot).any(|slot| {
+            let block = self.process(slot);
+            block.number.load(Relaxed) == number
+                && block.state.load(Relaxed) != SLOT_FREE
+                && !self.is_left_behind(slot)
+        })
+    }
+
+    /// In a forked child's copy of the region: nobody but the child will ever change what the
+    /// other processes own there.
+    pub(super) fn detach_others(&self, own: ProcessSlot) {
+        for slot in (0..self.process_slots()).map(ProcessSlot).filter(|&slot| slot != own) {
+            let state = &self.process(slot).state;
+            if state.load(Relaxed) != SLOT_FREE {
+                state.store(SLOT_OTHERS, Relaxed);
+            }
+        }
+    }
+
+    /// Whether any other process ever joined.
+    #[inline]
+    pub(super) fn has_company(&self) -> bool {
+        self.source().attached.load(Relaxed) > 1
+    }
+}

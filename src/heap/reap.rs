@@ -1,0 +1,513 @@
+//! What becomes of a process's things when it is not there any more.
+//!
+//! A process goes in one of three ways, and all that it owned is settled in the same manner:
+//!
+//! | it | its own blocks | what it handed over | what was handed to it |
+//! |---|---|---|---|
+//! | died | freed | stays | freed |
+//! | detached (`shm_detach`) | freed | stays | freed |
+//! | left (dropped its handle) | stay | stays | stays |
+//!
+//! What stays moves to the **estate**: a process slot and a thread block of the region's own, from
+//! which nobody allocates. Blocks in it are freed like any others, by bits in the remote bitmap;
+//! whoever reaps next looks what has become free and gives it back.
+//!
+//! Settling reads the truth alone: chunk owner words, `used` words, granule entries, the slabs'
+//! bitmaps, keepers. It has to, since lists and counters of a process that died are in any state. In
+//! the order in which the steps become true, each by one store:
+//!
+//! ```text
+//! slot is DYING                         from now on it is whoever reaps that may touch its things
+//! for each of its chunks:
+//!     entries without a head: free      an allocation or a free that was under way
+//!     slab, run: nothing stays: entries free, head first
+//!                something does: entries name the estate's block
+//!     used := what is left
+//!     chunk := free, or the estate's
+//! blocks elsewhere that it kept: freed
+//! thread blocks: free
+//! slot: free
+//! ```
+//!
+//! Whoever does this may die, too: every step can be done again, and the slot is DYING until all
+//! are done. One at a time does it, under the reaper's lock, which is the first in the order of
+//! locks; it takes the source's lock, and no process's.
+//!
+//! Others run on meanwhile. They may free blocks in the dead one's slabs (bits in a bitmap that
+//! settling merges, or the next to reap), may announce slabs to its thread blocks (which are
+//! drained), and may free its large blocks (which then are theirs, under the source's lock).
+//!
+//! What a process that died in the middle of freeing *others'* blocks left: bits that nobody
+//! announced, and slabs marked as announced that are on no list. The first are announced here, the
+//! second found by their owners after each death ([`ThreadHeap::rescue`]).
+
+use super::chunk::Use;
+use super::granule::{BlockId, Entry, GranuleIdx, Kind};
+use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
+use super::process::{MAX_RUN, SLOT_DYING, SLOT_LIVE};
+use super::remote;
+use super::slab::Slab;
+use super::thread::{Block, ThreadHeap};
+use crate::base::Result;
+use crate::base::bits::run_mask;
+use crate::base::classes::{CLASSES, ClassId};
+use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK};
+use crate::sync::atomic::{AtomicU32, Ordering, Ordering::Relaxed};
+
+/// Whoever needs memory looks for the dead at most this often.
+const LOOK_INTERVAL_NS: u64 = 100_000_000;
+/// Chunks that the dead leave stay resident for reuse up to this many bytes in all.
+const KEEP_RESIDENT: u64 = 64 << 20;
+
+/// What stays of the blocks that a process owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stays {
+    All,
+    /// Those that it handed over.
+    HandedOver,
+}
+
+/// What reaping brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reaped {
+    /// Dead processes, whose slots are free now.
+    pub(crate) processes: usize,
+    /// Chunks that became free.
+    pub(crate) chunks: usize,
+}
+
+impl Reaped {
+    pub(crate) fn any(self) -> bool {
+        self.processes + self.chunks > 0
+    }
+}
+
+impl RegionHeap {
+    /// Reaps, if there may be somebody to reap and nobody here looked lately. For whoever is about
+    /// to take memory.
+    #[inline]
+    pub(crate) fn reap_now_and_then(&self, own: ProcessSlot) {
+        if self.has_company() && self.own.is_time(LOOK_INTERVAL_NS) {
+            self.reap(own);
+        }
+    }
+
+    /// Reclaims what processes that are dead owned, and what became free of the estate.
+    ///
+    /// The caller holds no lock of the region but its own process's.
+    #[cold]
+    pub(crate) fn reap(&self, own: ProcessSlot) -> Reaped {
+        let estate = self.process(self.estate());
+        let nothing =
+            || estate.owned.load(Relaxed) == 0 && self.dead_slots(Some(own)).next().is_none();
+        if !self.has_company() || nothing() {
+            return Reaped::default();
+        }
+        let _guard = self.lock_reaper();
+        let mut reaped = Reaped::default();
+        for slot in self.dead_slots(Some(own)) {
+            self.process(slot).state.store(SLOT_DYING, Ordering::SeqCst);
+            reaped.chunks += self.settle(slot, Stays::HandedOver);
+            self.leave_slot(slot);
+            reaped.processes += 1;
+        }
+        if reaped.processes > 0 {
+            self.announce_forgotten();
+            self.source().deaths.fetch_add(1, Ordering::Release);
+        }
+        reaped.chunks += self.sweep_estate();
+        if reaped.chunks as u64 * CHUNK as u64 > KEEP_RESIDENT {
+            self.purge_recycled();
+        }
+        reaped
+    }
+
+    /// This process goes and is still there to say so. Its threads are done with the region.
+    pub(crate) fn leave(&self, own: ProcessSlot, stays: Stays) {
+        let guard = self.lock_reaper();
+        self.settle(own, stays);
+        self.sweep_estate();
+        self.purge_recycled();
+        // A lock whose holder has no slot would be taken over.
+        drop(guard);
+        self.leave_slot(own);
+    }
+
+    /// Lays the estate out in a new region.
+    pub(super) fn found_estate(&self) -> Result<()> {
+        self.commit_block(self.estate_block())?;
+        self.process(self.estate()).state.store(SLOT_LIVE, Relaxed);
+        self.block(self.estate_block()).holder.store(self.estate().0 + 1, Relaxed);
+        Ok(())
+    }
+
+    /// Settles all that `gone` owns. Returns how many chunks became free. Under the reaper's lock.
+    fn settle(&self, gone: ProcessSlot, stays: Stays) -> usize {
+        // If it died with this lock, what it protects is put right now.
+        drop(self.lock_source());
+        let blocks = || {
+            let high = self.source().blocks_high.load(Ordering::Acquire).min(self.block_count());
+            (1..high)
+                .map(|id| BlockId(id as u16))
+                .filter(|&id| self.block(id).holder.load(Ordering::Acquire) == gone.0 + 1)
+        };
+        for id in blocks() {
+            self.drain(id);
+        }
+        let estate = self.process(self.estate());
+        if estate.owned.load(Relaxed) == 0 {
+            // Before there is anything in it: a sign for whoever comes after a death.
+            estate.owned.store(1, Relaxed);
+        }
+        let mut freed = 0;
+        self.for_each_chunk(|chunk, usage| match usage {
+            Use::Pages(owner) if owner == gone => {
+                freed += self.settle_chunk(chunk, gone, stays) as usize;
+            }
+            Use::LargeHead(owner) if owner == gone => {
+                freed += self.settle_large(chunk, gone, stays);
+            }
+            _ => {}
+        });
+        if stays == Stays::HandedOver {
+            self.free_kept_by(gone);
+        }
+        for id in blocks() {
+            let block = self.block(id);
+            block.idle.store(0, Relaxed);
+            block.holder.store(0, Ordering::SeqCst);
+            // Announced by somebody who still saw it held.
+            self.drain(id);
+        }
+        freed
+    }
+
+    /// Gives back what became free of the estate. Under the reaper's lock.
+    fn sweep_estate(&self) -> usize {
+        let estate = self.process(self.estate());
+        if estate.owned.load(Relaxed) == 0 {
+            return 0;
+        }
+        self.drain(self.estate_block());
+        let (mut freed, mut left) = (0, 0);
+        self.for_each_chunk(|chunk, usage| match usage {
+            Use::Pages(owner) if owner == self.estate() => {
+                let free = self.settle_chunk(chunk, owner, Stays::All);
+                freed += free as usize;
+                left += !free as u64;
+            }
+            Use::LargeHead(owner) if owner == self.estate() => {
+                let free = self.settle_large(chunk, owner, Stays::All);
+                freed += free;
+                left += (free == 0) as u64;
+            }
+            _ => {}
+        });
+        estate.owned.store(left * CHUNK as u64, Relaxed);
+        freed
+    }
+
+    fn for_each_chunk(&self, mut visit: impl FnMut(ChunkIdx, Use)) {
+        let fresh = self.source().fresh.load(Ordering::Acquire).min(self.chunk_count());
+        for index in self.first_granule() / GRANULES_PER_CHUNK as u32..fresh {
+            let chunk = ChunkIdx(index);
+            visit(chunk, self.chunk(chunk).usage());
+        }
+    }
+
+    /// One chunk of granule runs; true where it is free now.
+    fn settle_chunk(&self, chunk: ChunkIdx, gone: ProcessSlot, stays: Stays) -> bool {
+        let entry = self.chunk(chunk);
+        let mask = self.chunk_mask(chunk);
+        let used = entry.used.load(Ordering::Acquire) & mask;
+        let mut left = 0u64;
+        let mut bit = 0;
+        while bit < GRANULES_PER_CHUNK as u32 {
+            let head = GranuleIdx(chunk.0 * GRANULES_PER_CHUNK as u32 + bit);
+            let room = (used >> bit).trailing_ones();
+            let (count, live) = match room {
+                0 => (1, false),
+                room => self.settle_head(head, room, gone, stays),
+            };
+            if live {
+                left |= run_mask(bit, count);
+            } else if mask >> bit & 1 == 1 {
+                for distance in 0..count {
+                    let granule = GranuleIdx(head.0 + distance);
+                    if self.entry(granule) != Entry::FREE {
+                        self.set_entry(granule, Entry::FREE);
+                    }
+                }
+            }
+            bit += count;
+        }
+        // Whether what is free now is committed to its end nobody knows any more.
+        entry.full.store(entry.full.load(Relaxed) & left, Relaxed);
+        entry.used.store(left | !mask, Ordering::Release);
+        if left == 0 {
+            self.return_chunk(chunk);
+            return true;
+        }
+        if gone != self.estate() {
+            let _guard = self.lock_source();
+            entry.bucket.store(0, Relaxed);
+            entry.set_usage(Use::Pages(self.estate()));
+        }
+        false
+    }
+
+    /// The slab or run that begins at `head`, with at most `room` granules in use from there on. Gives
+    /// how many granules it has (1 where none begins here) and whether anything in it stays.
+    fn settle_head(
+        &self,
+        head: GranuleIdx,
+        room: u32,
+        gone: ProcessSlot,
+        stays: Stays,
+    ) -> (u32, bool) {
+        let entry = self.entry(head);
+        let desc = self.desc(head);
+        let at = head.0 as usize * GRANULE;
+        let kept = desc.is_kept();
+        let stays = |offset| stays == Stays::All || (kept && self.is_kept_from(offset, gone));
+        let (count, live) = match entry.kind() {
+            Kind::Slab if entry.distance() == 0 && entry.class_index() < CLASSES => {
+                let class = ClassId::new(entry.class_index());
+                if class.slab_granules() > room {
+                    return (1, false);
+                }
+                let slab = Slab::new(self, head, class);
+                let left = slab.settle(|index| {
+                    let stays = stays(slab.offset_of(index));
+                    if !stays && kept {
+                        self.clear_keeper(slab.offset_of(index));
+                    }
+                    stays
+                });
+                (class.slab_granules(), left > 0)
+            }
+            Kind::Run if entry.distance() == 0 => {
+                let count = desc.run_granules.load(Relaxed);
+                if !(1..=MAX_RUN).contains(&count) || count > room {
+                    return (1, false);
+                }
+                let live = stays(at) && !desc.is_run_returned();
+                if !live {
+                    self.forget_keeper(head);
+                }
+                (count, live)
+            }
+            _ => return (1, false),
+        };
+        if live {
+            let owner = self.estate_block();
+            for distance in (0..count).rev() {
+                let own = match entry.kind() {
+                    Kind::Slab => Entry::slab(owner, ClassId::new(entry.class_index()), distance),
+                    _ => Entry::run(owner, distance),
+                };
+                self.set_entry(GranuleIdx(head.0 + distance), own);
+            }
+            self.forget_dead_announcer(&desc.pending);
+        }
+        (count, live)
+    }
+
+    /// A slab of a gone process is on no list that its thread blocks had. If a dead one was about to
+    /// announce it, nobody else could any more.
+    fn forget_dead_announcer(&self, pending: &AtomicU32) {
+        let number = pending.load(Ordering::SeqCst);
+        if number != 0 && !self.is_number_alive(number) {
+            // A living one that came in between announces it itself.
+            let _ = pending.compare_exchange(number, 0, Ordering::SeqCst, Relaxed);
+        }
+    }
+
+    /// A block of whole chunks; gives how many chunks are free now.
+    fn settle_large(&self, first: ChunkIdx, gone: ProcessSlot, stays: Stays) -> usize {
+        let head = GranuleIdx(first.0 * GRANULES_PER_CHUNK as u32);
+        let offset = head.0 as usize * GRANULE;
+        let guard = self.lock_source();
+        let entry = self.chunk(first);
+        if entry.usage() != Use::LargeHead(gone) {
+            // Somebody frees it.
+            return 0;
+        }
+        let kept = self.desc(head).is_kept() && self.is_kept_from(offset, gone);
+        if self.entry(head).kind() == Kind::Large && (stays == Stays::All || kept) {
+            if gone != self.estate() {
+                self.set_entry(head, Entry::large(self.estate_block()));
+                entry.set_usage(Use::LargeHead(self.estate()));
+            }
+            return 0;
+        }
+        if self.entry(head).kind() == Kind::Large {
+            self.forget_keeper(head);
+        }
+        self.set_entry(head, Entry::FREE);
+        drop(guard);
+        let span = entry.span().clamp(1, self.chunk_count() - first.0);
+        self.give_up_large(first, span);
+        span as usize
+    }
+
+    /// Frees the blocks that were handed over to `gone`, wherever they lie.
+    fn free_kept_by(&self, gone: ProcessSlot) {
+        self.for_each_head(|head, entry| {
+            if !self.desc(head).is_kept() {
+                return;
+            }
+            let at = head.0 as usize * GRANULE;
+            match entry.kind() {
+                Kind::Slab => {
+                    let class = ClassId::new(entry.class_index());
+                    let slab = Slab::new(self, head, class);
+                    for index in 0..slab.fresh() {
+                        let offset = slab.offset_of(index);
+                        if self.is_kept_by(offset, gone) && !slab.is_free(index) {
+                            let (word, mask) = (index as usize / 64, 1 << (index % 64));
+                            self.free_remote(head, class, entry.owner(), word, mask);
+                        }
+                    }
+                }
+                Kind::Run if self.is_kept_by(at, gone) => {
+                    self.return_foreign_run(head, entry.owner());
+                }
+                Kind::Large if self.is_kept_by(at, gone) => {
+                    // It counts for the dead one until it is given back.
+                    self.free_large(gone, head);
+                }
+                _ => {}
+            }
+        });
+    }
+
+    /// Announces the slabs and runs in which somebody set bits and died.
+    fn announce_forgotten(&self) {
+        self.for_each_head(|head, entry| {
+            let desc = self.desc(head);
+            if desc.pending.load(Ordering::SeqCst) != 0 {
+                return;
+            }
+            let waiting = match entry.kind() {
+                Kind::Slab => {
+                    let slab = Slab::new(self, head, ClassId::new(entry.class_index()));
+                    (0..slab.words()).any(|word| slab.remote_word(word).load(Relaxed) != 0)
+                }
+                Kind::Run => desc.is_run_returned(),
+                _ => false,
+            };
+            if waiting {
+                self.announce(head, entry.owner());
+            }
+        });
+    }
+
+    /// Bytes in blocks that are handed out, all processes' together. Counted, not remembered: a
+    /// process that dies between a free and its account of it would leave a wrong sum.
+    pub(crate) fn bytes_allocated(&self) -> usize {
+        let mut bytes = 0;
+        self.for_each_head(|head, entry| {
+            let owner = entry.owner();
+            bytes += match entry.kind() {
+                Kind::Slab => {
+                    let class = ClassId::new(entry.class_index());
+                    Slab::new(self, head, class).live() as usize * class.size()
+                }
+                Kind::Run if !self.desc(head).is_run_returned() => {
+                    let granules = self.desc(head).run_granules.load(Relaxed);
+                    self.block_size(Block::Run { head, granules, owner })
+                }
+                Kind::Large => self.block_size(Block::Large { head }),
+                _ => 0,
+            };
+        });
+        bytes
+    }
+
+    /// Visits all slabs, runs and large blocks of the region.
+    fn for_each_head(&self, mut visit: impl FnMut(GranuleIdx, Entry)) {
+        self.for_each_chunk(|chunk, usage| {
+            let first = chunk.0 * GRANULES_PER_CHUNK as u32;
+            match usage {
+                Use::Pages(_) => {
+                    let mask = self.chunk_mask(chunk) & self.chunk(chunk).used.load(Relaxed);
+                    let mut left = mask;
+                    while left != 0 {
+                        let head = GranuleIdx(first + left.trailing_zeros());
+                        left &= left - 1;
+                        let entry = self.entry(head);
+                        let sound = match entry.kind() {
+                            Kind::Slab => entry.class_index() < CLASSES,
+                            Kind::Run => true,
+                            _ => false,
+                        };
+                        if sound && entry.distance() == 0 {
+                            visit(head, entry);
+                        }
+                    }
+                }
+                Use::LargeHead(_) => {
+                    let entry = self.entry(GranuleIdx(first));
+                    if entry.kind() == Kind::Large {
+                        visit(GranuleIdx(first), entry);
+                    }
+                }
+                _ => {}
+            }
+        });
+    }
+
+    /// Takes what others announced to a thread block off its list; what is another's by now is
+    /// announced there.
+    pub(super) fn drain(&self, id: BlockId) {
+        let mut at = remote::take_list(&self.block(id).returned);
+        let mut left = self.granules();
+        while at != 0 && at <= self.granules() && left > 0 {
+            left -= 1;
+            let head = GranuleIdx(at - 1);
+            let desc = self.desc(head);
+            at = remote::unlink(&desc.pending, &desc.remote_next);
+            let entry = self.entry(head);
+            let owner = entry.owner();
+            if owner != id && self.block(owner).holder.load(Ordering::SeqCst) != 0 {
+                ThreadHeap::pass_on(self, head, entry);
+            }
+        }
+    }
+}
+
+impl ThreadHeap {
+    /// After a death: takes in what was returned to this heap's slabs and runs and cannot be
+    /// announced, since it is marked as announced by a process that died on the way.
+    ///
+    /// The heap's list was taken after the death, so what the dead one did put on it is done with.
+    #[cold]
+    pub(super) fn rescue(&mut self, heap: &RegionHeap) {
+        let (id, process) = (self.id(), self.process);
+        heap.for_each_head(|head, entry| {
+            let desc = heap.desc(head);
+            let number = desc.pending.load(Ordering::SeqCst);
+            if entry.owner() != id || number == 0 || heap.is_number_alive(number) {
+                return;
+            }
+            if desc.pending.compare_exchange(number, 0, Ordering::SeqCst, Relaxed).is_err() {
+                return;
+            }
+            match entry.kind() {
+                Kind::Slab => {
+                    let slab = Slab::new(heap, head, ClassId::new(entry.class_index()));
+                    let (back, refused) = slab.collect();
+                    heap.source().refused_frees.fetch_add(refused as u64, Relaxed);
+                    if back > 0 {
+                        self.after_free(heap, &slab);
+                    }
+                }
+                Kind::Run if desc.take_returned_run() => {
+                    heap.free_run(process, head);
+                }
+                _ => {}
+            }
+        });
+    }
+}

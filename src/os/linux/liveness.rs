@@ -1,0 +1,216 @@
+//! Whether other processes live, and telling them that this one does.
+//!
+//! Two witnesses, since neither sees everything:
+//!
+//! - **The process table** (`/proc`): who has a pid, since when, and whether it has ended and merely
+//!   waits to be noticed. Exact, but only for processes of this pid namespace.
+//! - **A lock of one byte in the segment's file**, far behind its end, that the kernel holds for an
+//!   open file description and drops when the last descriptor of it is closed, at the latest when
+//!   the process ends. Seen in every namespace. (`F_OFD_SETLK` and not `F_SETLK`: a lock of the older
+//!   kind goes as soon as *any* descriptor of that file is closed, whoever opened it.)
+//!
+//! A forked child inherits the descriptor, and with it a share in the lock. So descriptors of this
+//! kind are kept in a table, and closed in the child before it runs on.
+#![allow(unsafe_code)] // small system calls
+
+use super::limits::number;
+use super::{Fd, Name, at_fork_close, duplicate, errno, process_id, read_small_file};
+use crate::base::{Error, Result};
+use crate::sync::futex::KeepErrno;
+
+/// What is known about a pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    /// Nobody has it, or who has it has ended.
+    Gone,
+    /// A process that started then, in clock ticks since boot.
+    Running {
+        /// See [`process_start_time`](super::process_start_time).
+        start_time: u64,
+    },
+    /// No `/proc`, or one of another pid namespace.
+    Unknown,
+}
+
+/// A number for the pid namespace of this process; 0 where it cannot be told.
+pub(crate) fn pid_namespace() -> u64 {
+    let _errno = KeepErrno::new();
+    if !proc_is_ours() {
+        return 0;
+    }
+    // SAFETY: all zeroes are a valid `stat`, and the path is a C string.
+    unsafe {
+        let mut stat: libc::stat = core::mem::zeroed();
+        match libc::stat(c"/proc/self/ns/pid".as_ptr(), &mut stat) {
+            0 => stat.st_ino,
+            _ => 0,
+        }
+    }
+}
+
+/// Whether `/proc` shows the pid namespace of this process.
+fn proc_is_ours() -> bool {
+    let _errno = KeepErrno::new();
+    let mut text = [0u8; 24];
+    // SAFETY: the path is a C string, the buffer writable for its length.
+    let got =
+        unsafe { libc::readlink(c"/proc/self".as_ptr(), text.as_mut_ptr().cast(), text.len()) };
+    let Some(text) = usize::try_from(got).ok().and_then(|got| text.get(..got)) else {
+        return false;
+    };
+    number(text) == Some(u64::from(process_id()))
+}
+
+/// What the process table says about a pid of this namespace.
+pub(crate) fn presence(pid: u32) -> Presence {
+    if !proc_is_ours() {
+        return Presence::Unknown;
+    }
+    let Ok(mut path) = Name::<40>::of(&[b"/proc/"]) else { return Presence::Unknown };
+    if path.push_number(u64::from(pid)).and_then(|()| path.push(b"/stat")).is_err() {
+        return Presence::Unknown;
+    }
+    let mut buffer = [0; 1024];
+    match read_small_file(path.as_c_str(), &mut buffer) {
+        Ok(line) => read_presence(line),
+        // It may end between the opening and the reading.
+        Err(Error::NotFound | Error::Os(libc::ESRCH)) => Presence::Gone,
+        Err(_) => Presence::Unknown,
+    }
+}
+
+/// Reads a line of `/proc/<pid>/stat`. A process whose first thread has ended is a zombie in name
+/// only, as long as it has others.
+fn read_presence(line: &[u8]) -> Presence {
+    let fields = || {
+        let end = line.iter().rposition(|&byte| byte == b')')?;
+        Some(line.get(end + 1..)?.split(|&byte| byte == b' ').filter(|field| !field.is_empty()))
+    };
+    let field = |index: usize| fields()?.nth(index - 3);
+    let (Some(state), Some(threads), Some(start_time)) =
+        (field(3), field(20).and_then(number), field(22).and_then(number))
+    else {
+        return Presence::Unknown;
+    };
+    match state {
+        b"X" | b"x" => Presence::Gone,
+        b"Z" if threads <= 1 => Presence::Gone,
+        _ => Presence::Running { start_time },
+    }
+}
+
+/// A lock on one byte of a file, held until dropped or until this process ends.
+#[derive(Debug)]
+pub(crate) struct ByteLock {
+    fd: Option<Fd>,
+    generation: Option<u32>,
+}
+
+/// Far behind the end of every segment.
+const LOCKS_AT: i64 = 1 << 62;
+
+fn byte(index: u32) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: LOCKS_AT + i64::from(index),
+        l_len: 1,
+        // Must be zero for locks of this kind.
+        l_pid: 0,
+    }
+}
+
+impl ByteLock {
+    /// Locks byte `index` of the file behind `fd`, if nobody has it: [`Error::AlreadyExists`].
+    pub(crate) fn take(fd: i32, index: u32) -> Result<ByteLock> {
+        let _errno = KeepErrno::new();
+        // A file description of its own: the one behind `fd` may be shared with other processes.
+        let mut path = Name::<40>::of(&[b"/proc/self/fd/"])?;
+        path.push_number(u64::try_from(fd).map_err(|_| Error::NotFound)?)?;
+        let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+        // SAFETY: the path is a C string.
+        let opened = unsafe { libc::open(path.as_c_str().as_ptr(), flags) };
+        if opened < 0 {
+            return Err(super::last_error(0));
+        }
+        // SAFETY: it was just opened, and is nobody else's.
+        let mut own = unsafe { Fd::from_raw(opened) };
+        if own.raw() < 3 {
+            // The places of the standard streams are the program's.
+            own = duplicate(own.raw())?;
+        }
+        let lock = byte(index);
+        // SAFETY: the descriptor is open, the description of the lock is valid.
+        if unsafe { libc::fcntl(own.raw(), libc::F_OFD_SETLK, &lock) } != 0 {
+            return Err(match errno() {
+                libc::EAGAIN | libc::EACCES => Error::AlreadyExists,
+                _ => super::last_error(0),
+            });
+        }
+        let generation = super::fork_generation();
+        at_fork_close(own.raw());
+        Ok(ByteLock { fd: Some(own), generation })
+    }
+
+    /// Whether another file description has byte `index` locked; an error where it cannot be told.
+    pub(crate) fn is_taken(fd: i32, index: u32) -> Result<bool> {
+        let _errno = KeepErrno::new();
+        let mut lock = byte(index);
+        // SAFETY: a number that is no open descriptor is EBADF; `lock` is a place for the answer.
+        match unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &mut lock) } {
+            0 => Ok(lock.l_type != libc::F_UNLCK as i16),
+            _ => Err(super::last_error(0)),
+        }
+    }
+}
+
+impl Drop for ByteLock {
+    fn drop(&mut self) {
+        let Some(fd) = self.fd.take() else { return };
+        if super::fork_generation() == self.generation {
+            super::at_fork_keep(fd.raw());
+        } else {
+            // The child's hook has closed it; the number may be another file's by now.
+            fd.into_raw();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_process_table() {
+        let line = |state: &str, threads: u32| {
+            format!(
+                "7 (a) b) ) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4242 19"
+            )
+        };
+        let running = Presence::Running { start_time: 4242 };
+        assert_eq!(read_presence(line("S", 1).as_bytes()), running);
+        assert_eq!(read_presence(line("Z", 1).as_bytes()), Presence::Gone);
+        assert_eq!(read_presence(line("Z", 3).as_bytes()), running);
+        assert_eq!(read_presence(line("X", 1).as_bytes()), Presence::Gone);
+        assert_eq!(read_presence(b"7 (a) S 1"), Presence::Unknown);
+        assert_eq!(presence(u32::MAX), Presence::Gone);
+        let own = super::super::process_start_time(process_id()).unwrap();
+        assert_eq!(presence(process_id()), Presence::Running { start_time: own });
+        assert_ne!(pid_namespace(), 0);
+    }
+
+    #[test]
+    fn one_description_has_the_byte() {
+        let file = super::super::memfd_create(c"hshm-test").unwrap();
+        assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(false));
+        let lock = ByteLock::take(file.raw(), 5).unwrap();
+        assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(true));
+        assert_eq!(ByteLock::is_taken(file.raw(), 4), Ok(false));
+        assert_eq!(ByteLock::take(file.raw(), 5).unwrap_err(), Error::AlreadyExists);
+        // Other descriptors of the file come and go.
+        drop(duplicate(file.raw()).unwrap());
+        assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(true));
+        drop(lock);
+        assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(false));
+    }
+}

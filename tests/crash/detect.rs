@@ -1,0 +1,374 @@
+//! Who is dead, and who is not, where that is not obvious; and that a death leaves no debris.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use hshm::{
+    Allocator, Backend, KIB, MIB, MemContext, MemfdBackend, Region, RegionOptions,
+    ThreadLocalAllocator,
+};
+
+use super::support::turn;
+use super::victim::Victim;
+use super::work::{allocate, layout};
+
+const CTX: MemContext = MemContext::DEFAULT;
+
+struct Scene {
+    region: Region,
+    alloc: ThreadLocalAllocator,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let region = MemfdBackend::create("", &RegionOptions::new().capacity(64 * MIB)).unwrap();
+        let alloc = ThreadLocalAllocator::shm_init(region.clone()).unwrap();
+        Scene { region, alloc }
+    }
+
+    fn attach(&self) -> ThreadLocalAllocator {
+        ThreadLocalAllocator::shm_attach(self.region.clone(), 0, 4).unwrap()
+    }
+
+    /// Attaches for good and allocates.
+    fn live(&self) {
+        let alloc = self.attach();
+        for size in [100, 40 * KIB, 300 * KIB, 6 * MIB] {
+            allocate(&alloc, CTX, size);
+        }
+        std::mem::forget(alloc);
+    }
+
+    /// A process with four blocks. `more` runs in it afterwards, then `told` is written to.
+    fn victim(&self, more: impl FnOnce()) -> Victim {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let victim = Victim::fork(|| {
+            self.live();
+            more();
+            there.write_all(b"!").unwrap();
+        });
+        here.read_exact(&mut [0]).unwrap();
+        victim
+    }
+
+    fn blocks(&self) -> usize {
+        self.alloc.verify().unwrap().blocks_in_use
+    }
+
+    /// Somebody died, with all its blocks.
+    #[track_caller]
+    fn assert_dead(&self) {
+        let start = Instant::now();
+        assert_eq!(self.alloc.reap(), 1);
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert_eq!(self.blocks(), 0);
+        assert_eq!(self.alloc.currently_allocated_size(), 0);
+    }
+
+    #[track_caller]
+    fn assert_alive(&self, blocks: usize) {
+        assert_eq!(self.alloc.reap(), 0);
+        assert_eq!(self.blocks(), blocks);
+    }
+}
+
+/// Runs `inside` as the first process of a pid namespace of its own; false where that is not to be
+/// had. It gets what `inside` answers, a byte at a time, by the stream.
+fn in_namespace(inside: impl FnOnce(&mut UnixStream)) -> Option<(Victim, UnixStream)> {
+    let (mut here, there) = UnixStream::pair().unwrap();
+    let outer = Victim::fork(|| {
+        let mut there = there;
+        // SAFETY: no memory is passed.
+        let own = unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0
+            // SAFETY: as above.
+            || unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWPID) } == 0;
+        there.write_all(&[own as u8]).unwrap();
+        if own {
+            std::mem::forget(Victim::fork(|| inside(&mut there)));
+        }
+    });
+    let mut own = [0];
+    here.read_exact(&mut own).unwrap();
+    if own == [0] {
+        eprintln!("no pid namespace to be had here: not tested");
+        return None;
+    }
+    Some((outer, here))
+}
+
+fn byte(stream: &mut UnixStream) -> u8 {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).unwrap();
+    byte[0]
+}
+
+/// Longer than its parent, but not for ever: a minute.
+fn sleep_on() -> ! {
+    // SAFETY: no preconditions.
+    unsafe {
+        libc::alarm(60);
+        libc::signal(libc::SIGALRM, libc::SIG_DFL);
+        loop {
+            libc::pause();
+        }
+    }
+}
+
+fn fork_and_sleep() -> libc::pid_t {
+    // SAFETY: the child sleeps until it is killed.
+    match unsafe { libc::fork() } {
+        0 => sleep_on(),
+        pid => pid,
+    }
+}
+
+/// A fork that no hook of the C library sees.
+fn raw_fork_and_sleep() -> libc::pid_t {
+    let flags = libc::SIGCHLD as libc::c_long;
+    // SAFETY: without memory of its own the child continues on a copy of this stack.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        0 => sleep_on(),
+        pid => pid as libc::pid_t,
+    }
+}
+
+#[test]
+fn a_living_process_is_not_dead() {
+    let _turn = turn();
+    let scene = Scene::new();
+    let victim = scene.victim(|| ());
+    scene.assert_alive(4);
+    // Neither is one that is stopped.
+    // SAFETY: our child.
+    unsafe { libc::kill(victim.pid() as i32, libc::SIGSTOP) };
+    std::thread::sleep(Duration::from_millis(10));
+    scene.assert_alive(4);
+}
+
+#[test]
+fn a_process_that_left_is_not_dead() {
+    let _turn = turn();
+    let scene = Scene::new();
+    let mut left = Vec::new();
+    for _ in 0..3 {
+        left.push(scene.victim(|| drop(scene.attach())));
+        let other = scene.attach();
+        allocate(&other, CTX, 500);
+        drop(other);
+    }
+    // Three blocks that were left behind, four of each process.
+    scene.assert_alive(15);
+}
+
+#[test]
+fn a_zombie_is_dead() {
+    let _turn = turn();
+    let scene = Scene::new();
+    let victim = scene.victim(|| ());
+    victim.kill();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", victim.pid())).unwrap();
+    assert!(stat.contains(") Z "), "{stat}");
+    scene.assert_dead();
+}
+
+/// The first thread has ended, others run on: `/proc` calls that a zombie, too.
+#[test]
+fn a_process_without_its_first_thread_is_not_dead() {
+    extern "C" fn sleep(_: *mut libc::c_void) -> *mut libc::c_void {
+        loop {
+            // SAFETY: no preconditions.
+            unsafe { libc::pause() };
+        }
+    }
+    let _turn = turn();
+    let scene = Scene::new();
+    let victim = Victim::fork(|| {
+        scene.live();
+        let mut thread = 0;
+        // SAFETY: `thread` is a place for the result, and the function never returns. Then only
+        // this thread ends.
+        unsafe {
+            libc::pthread_create(&mut thread, core::ptr::null(), sleep, core::ptr::null_mut());
+            libc::syscall(libc::SYS_exit, 0);
+        }
+    });
+    let path = format!("/proc/{}/stat", victim.pid());
+    while !std::fs::read_to_string(&path).unwrap().contains(") Z ") {
+        std::thread::yield_now();
+    }
+    scene.assert_alive(4);
+    victim.kill();
+    scene.assert_dead();
+}
+
+#[test]
+fn a_reused_pid_is_dead() {
+    let _turn = turn();
+    let scene = Scene::new();
+    let victim = scene.victim(|| ());
+    let pid = victim.pid();
+    // Start times count hundredths of seconds.
+    std::thread::sleep(Duration::from_millis(30));
+    drop(victim);
+    let mut impostor = None;
+    for _ in 0..100 {
+        if std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).is_err() {
+            eprintln!("pids cannot be chosen here: not tested");
+            return;
+        }
+        let child = Victim::fork(|| ());
+        if child.pid() == pid {
+            impostor = Some(child);
+            break;
+        }
+    }
+    assert!(impostor.is_some(), "somebody else always got pid {pid}");
+    scene.assert_dead();
+}
+
+#[test]
+fn a_forked_child_does_not_keep_its_parent_alive() {
+    let _turn = turn();
+    for fork in [fork_and_sleep, raw_fork_and_sleep] {
+        let scene = Scene::new();
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let victim = scene.victim(|| there.write_all(&fork().to_ne_bytes()).unwrap());
+        let mut child = [0; 4];
+        here.read_exact(&mut child).unwrap();
+        scene.assert_alive(4);
+        victim.kill();
+        // The child has all of the parent's descriptors, and lives.
+        let child = i32::from_ne_bytes(child);
+        // SAFETY: signal 0 only asks.
+        assert_eq!(unsafe { libc::kill(child, 0) }, 0);
+        scene.assert_dead();
+        // SAFETY: the child of our child.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+    }
+}
+
+#[test]
+fn across_pid_namespaces() {
+    let _turn = turn();
+    let scene = Scene::new();
+    // The process inside, seen from here.
+    let Some((inner, mut answers)) = in_namespace(|told| {
+        scene.live();
+        told.write_all(&[std::process::id() as u8]).unwrap();
+        // SAFETY: no preconditions. The first of a namespace is not killed by what it did not ask
+        // for; this way it ends when it is told to.
+        let _ = told.read(&mut [0]);
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(0) };
+    }) else {
+        return;
+    };
+    assert_eq!(byte(&mut answers), 1, "not the first of its namespace");
+    scene.assert_alive(4);
+    answers.write_all(b"!").unwrap();
+    let mut rest = Vec::new();
+    answers.read_to_end(&mut rest).ok();
+    std::thread::sleep(Duration::from_millis(20));
+    scene.assert_dead();
+    drop(inner);
+
+    // A process here, seen from inside.
+    let outer = scene.victim(|| ());
+    let (inner, mut answers) = in_namespace(|told| {
+        let alloc = scene.attach();
+        loop {
+            let _ = told.read(&mut [0]);
+            told.write_all(&[alloc.reap() as u8]).unwrap();
+        }
+    })
+    .unwrap();
+    answers.write_all(b"?").unwrap();
+    assert_eq!(byte(&mut answers), 0, "a living process outside was taken for dead");
+    outer.kill();
+    answers.write_all(b"?").unwrap();
+    assert_eq!(byte(&mut answers), 1);
+    assert_eq!(scene.blocks(), 0);
+    drop(inner);
+}
+
+/// Whoever needs memory finds the dead by itself.
+#[test]
+fn who_needs_memory_gets_what_the_dead_had() {
+    let _turn = turn();
+    let scene = Scene::new();
+    let victim = scene.victim(|| {
+        let alloc = scene.attach();
+        while alloc.allocate_offset(CTX, layout(300 * KIB)).is_ok() {}
+        std::mem::forget(alloc);
+    });
+    let request = layout(20 * MIB);
+    assert!(scene.alloc.allocate_offset(CTX, request).is_err());
+    victim.kill();
+    let start = Instant::now();
+    let block = scene.alloc.allocate_offset(CTX, request).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    // SAFETY: our own block.
+    unsafe { scene.alloc.free_offset(CTX, block) }.unwrap();
+    scene.alloc.trim();
+    assert_eq!(scene.blocks(), 0);
+}
+
+/// More processes have come and gone without a word than there are slots.
+#[test]
+fn the_dead_free_their_slots() {
+    let _turn = turn();
+    let region = MemfdBackend::create("", &RegionOptions::new().capacity(64 * MIB)).unwrap();
+    let alloc = ThreadLocalAllocator::shm_init_with(region.clone(), 4).unwrap();
+    let scene = Scene { region, alloc };
+    for _ in 0..12 {
+        drop(scene.victim(|| ()));
+    }
+    scene.alloc.reap();
+    assert_eq!(scene.blocks(), 0);
+}
+
+fn names(directory: &str) -> BTreeSet<String> {
+    std::fs::read_dir(directory)
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()))
+        .map(Iterator::collect)
+        .unwrap_or_default()
+}
+
+/// Others use the same folders: what is not ours does not count.
+fn ours() -> BTreeSet<String> {
+    let temporary = std::env::temp_dir();
+    let all = names("/dev/shm").into_iter().chain(names(temporary.to_str().unwrap()));
+    all.filter(|name| name.contains("hshm") && !name.contains("hshm-t")).collect()
+}
+
+fn debris(kills: u32) {
+    let _turn = turn();
+    let scene = Scene::new();
+    let before = ours();
+    for _ in 0..kills {
+        let victim = Victim::fork(|| {
+            scene.live();
+            // And a heap of its own.
+            Scene::new().live();
+        });
+        std::thread::sleep(Duration::from_micros(u64::from(victim.pid()) * 37 % 1500));
+        victim.kill();
+    }
+    scene.alloc.reap();
+    assert_eq!(scene.blocks(), 0);
+    assert_eq!(ours(), before);
+    println!("{kills} kills, and nothing new in /dev/shm and the temporary folder");
+}
+
+#[test]
+fn no_debris() {
+    debris(50);
+}
+
+#[test]
+#[ignore = "long"]
+fn no_debris_after_a_thousand_kills() {
+    debris(1000);
+}

@@ -1,0 +1,388 @@
+//! One operation, killed after each of its instructions.
+
+use std::time::Instant;
+
+use hshm::{
+    Allocator, Backend, HeapReport, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Owner, Region,
+    RegionOptions, Roots, ThreadLocalAllocator,
+};
+
+use super::support::turn;
+use super::victim::{Lives, Victim, stay_on_one_processor, stop};
+use super::work::{allocate, free, layout, operate};
+
+const CTX: MemContext = MemContext::DEFAULT;
+
+/// How much of everything.
+#[derive(Clone, Copy)]
+struct Form {
+    /// Instructions at which the victim dies, at most, spread evenly.
+    offsets: u64,
+    /// Instructions in all victims' lives together, about. At least a few victims die, though.
+    steps: u64,
+    /// What the survivors do after each death.
+    operations: u64,
+    /// Only every `of`th offset, from this one on.
+    part: u64,
+    of: u64,
+}
+
+const SHORT: Form = Form { offsets: 24, steps: 40_000, operations: 2_000, part: 0, of: 1 };
+
+fn long() -> Form {
+    let number = |name, usual| match std::env::var(name) {
+        Ok(text) => text.parse().unwrap(),
+        Err(_) => usual,
+    };
+    Form {
+        offsets: number("CRASH_OFFSETS", 20_000),
+        steps: u64::MAX,
+        operations: number("CRASH_OPERATIONS", 100_000),
+        part: number("CRASH_PART", 0),
+        of: number("CRASH_PARTS", 1),
+    }
+}
+
+/// What a victim works with: its own handle and what the survivor gave it.
+struct Scene<'a> {
+    region: &'a Region,
+    given: &'a [u64],
+}
+
+impl Scene<'_> {
+    fn attach(&self) -> ThreadLocalAllocator {
+        ThreadLocalAllocator::shm_attach(self.region.clone(), 0, 4).unwrap()
+    }
+}
+
+/// One operation: what happens before, in full speed, and what is stepped through.
+struct Case {
+    name: &'static str,
+    /// Blocks that the survivor allocates for each victim.
+    given: &'static [usize],
+    life: fn(&Scene<'_>),
+}
+
+fn get(alloc: &ThreadLocalAllocator, size: usize) -> u64 {
+    alloc.allocate_offset(CTX, layout(size)).unwrap().offset()
+}
+
+/// Attaches, uses some memory, and then does `work` between the two stops.
+fn stepped<T>(
+    scene: &Scene<'_>,
+    before: impl FnOnce(&ThreadLocalAllocator) -> T,
+    work: impl FnOnce(&ThreadLocalAllocator, T),
+) {
+    let alloc = scene.attach();
+    let prepared = before(&alloc);
+    stop();
+    work(&alloc, prepared);
+    stop();
+    std::mem::forget(alloc);
+}
+
+/// The size of a block in which a victim notes which one it hands over.
+const NOTE: usize = 72;
+
+fn note(alloc: &ThreadLocalAllocator, block: u64) -> *mut u64 {
+    alloc.resolve(OffsetPtr::new(block)).cast()
+}
+
+/// The victim dies with it.
+fn use_it(_block: u64) {}
+
+fn some_of_each(alloc: &ThreadLocalAllocator) {
+    for size in [100, 40 * KIB, 300 * KIB, 6 * MIB] {
+        use_it(get(alloc, size));
+    }
+}
+
+fn warm(alloc: &ThreadLocalAllocator) -> u64 {
+    [100, 40 * KIB, 100].map(|size| get(alloc, size))[2]
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "allocate 100 B",
+        given: &[],
+        life: |scene| stepped(scene, warm, |alloc, _| use_it(get(alloc, 100))),
+    },
+    Case {
+        name: "free 100 B",
+        given: &[],
+        life: |scene| stepped(scene, warm, |alloc, block| free(alloc, block)),
+    },
+    Case {
+        name: "free the last of a slab",
+        given: &[],
+        life: |scene| {
+            let fill = |alloc: &ThreadLocalAllocator| {
+                let blocks: Vec<u64> = (0..5).map(|_| get(alloc, 30 * KIB)).collect();
+                blocks[1..4].iter().for_each(|&block| free(alloc, block));
+                (blocks[0], blocks[4])
+            };
+            stepped(scene, fill, |alloc, (first, last)| {
+                free(alloc, first);
+                free(alloc, last);
+            });
+        },
+    },
+    Case {
+        name: "cross-process free of 100 B",
+        given: &[100, 100],
+        life: |scene| stepped(scene, warm, |alloc, _| free(alloc, scene.given[0])),
+    },
+    Case {
+        name: "cross-process free of 200 KiB",
+        given: &[200 * KIB],
+        life: |scene| stepped(scene, warm, |alloc, _| free(alloc, scene.given[0])),
+    },
+    Case {
+        name: "cross-process free of 6 MiB",
+        given: &[6 * MIB],
+        life: |scene| stepped(scene, warm, |alloc, _| free(alloc, scene.given[0])),
+    },
+    Case {
+        name: "growth: a new slab",
+        given: &[],
+        life: |scene| stepped(scene, warm, |alloc, _| use_it(get(alloc, 3000))),
+    },
+    Case {
+        name: "growth: a new chunk",
+        given: &[],
+        life: |scene| {
+            let nearly_full = |alloc: &ThreadLocalAllocator| {
+                (0..2).for_each(|_| use_it(get(alloc, 2 * MIB)));
+            };
+            stepped(scene, nearly_full, |alloc, ()| use_it(get(alloc, 2 * MIB)));
+        },
+    },
+    Case {
+        name: "allocate 6 MiB",
+        given: &[],
+        life: |scene| stepped(scene, warm, |alloc, _| use_it(get(alloc, 6 * MIB))),
+    },
+    Case {
+        name: "free 6 MiB",
+        given: &[],
+        life: |scene| {
+            stepped(scene, |alloc| get(alloc, 6 * MIB), |alloc, block| free(alloc, block));
+        },
+    },
+    Case {
+        name: "a run grows and shrinks",
+        given: &[],
+        life: |scene| {
+            stepped(
+                scene,
+                |alloc| get(alloc, 200 * KIB),
+                |alloc, block| {
+                    let mut block = OffsetPtr::new(block);
+                    for size in [600 * KIB, 100 * KIB] {
+                        // SAFETY: the victim's own block.
+                        block =
+                            unsafe { alloc.reallocate_offset(CTX, block, layout(size)) }.unwrap();
+                    }
+                },
+            );
+        },
+    },
+    Case {
+        name: "hand over, take over, free",
+        given: &[1000, NOTE],
+        life: |scene| {
+            let noted = |alloc: &ThreadLocalAllocator| {
+                let mine = warm(alloc);
+                // SAFETY: the note is the victim's to write.
+                unsafe { note(alloc, scene.given[1]).write(mine) };
+                mine
+            };
+            stepped(scene, noted, |alloc, mine| {
+                // SAFETY: the victim's own block, and one that it was given.
+                unsafe {
+                    alloc.transfer(OffsetPtr::new(mine), Owner::Nobody).unwrap();
+                    alloc.transfer(OffsetPtr::new(mine), Owner::ThisProcess).unwrap();
+                    alloc.transfer(OffsetPtr::new(scene.given[0]), Owner::ThisProcess).unwrap();
+                }
+                free(alloc, scene.given[0]);
+            });
+        },
+    },
+    Case {
+        name: "attach",
+        given: &[],
+        life: |scene| {
+            stop();
+            let alloc = scene.attach();
+            stop();
+            std::mem::forget(alloc);
+        },
+    },
+    Case {
+        name: "detach",
+        given: &[],
+        life: |scene| {
+            let alloc = scene.attach();
+            some_of_each(&alloc);
+            stop();
+            // SAFETY: nobody uses the victim's blocks.
+            unsafe { alloc.shm_detach() }.unwrap();
+            stop();
+        },
+    },
+    Case {
+        name: "publish, unpublish",
+        given: &[],
+        life: |scene| {
+            stepped(scene, warm, |alloc, _| {
+                let roots = Roots::of(alloc);
+                let root = roots.publish("victim", [7u64; 9]).unwrap();
+                let block = roots.unpublish(root).unwrap();
+                free(alloc, block.offset());
+            });
+        },
+    },
+    Case {
+        name: "reap another",
+        given: &[],
+        life: |scene| {
+            let other = Victim::fork(|| {
+                let alloc = scene.attach();
+                some_of_each(&alloc);
+                std::mem::forget(alloc);
+                // SAFETY: ends the process without ado.
+                unsafe { libc::_exit(0) };
+            });
+            let alloc = scene.attach();
+            // It has ended, of itself or not; its zombie stays.
+            while !other.has_failed() {
+                std::thread::yield_now();
+            }
+            stop();
+            alloc.reap();
+            stop();
+            std::mem::forget((alloc, other));
+        },
+    },
+];
+
+/// What must be the same before and after each death.
+fn blocks(report: &HeapReport) -> (usize, usize) {
+    (report.blocks_in_use, report.in_use())
+}
+
+struct Figures {
+    instructions: u64,
+    deaths: u64,
+    seconds: f64,
+}
+
+/// Kills a victim of `case` at instructions spread over its operation.
+fn run(case: &Case, form: Form) -> Figures {
+    let start = Instant::now();
+    let region = MemfdBackend::create("", &RegionOptions::new().capacity(96 * MIB)).unwrap();
+    let alloc = ThreadLocalAllocator::shm_init(region.clone()).unwrap();
+    // What survivors own all the time.
+    let own: Vec<u64> =
+        [50, 5000, 100 * KIB, 5 * MIB].map(|size| allocate(&alloc, CTX, size)).into();
+    // The directory is there from the beginning.
+    let roots = Roots::of(&alloc);
+    roots.publish("survivor", 1u64).unwrap();
+    alloc.trim();
+    let mut before = blocks(&alloc.verify().unwrap());
+    // SAFETY: any number of seconds is fine.
+    unsafe { libc::alarm(600) };
+
+    let mut deaths = 0;
+    let mut die_at = |count: u64| -> Lives {
+        let given: Vec<u64> = case.given.iter().map(|size| get(&alloc, *size)).collect();
+        if case.given.last() == Some(&NOTE) {
+            // SAFETY: our own block.
+            unsafe { note(&alloc, given[given.len() - 1]).write(u64::MAX) };
+        }
+        let scene = Scene { region: &region, given: &given };
+        let victim = Victim::traced(|| (case.life)(&scene));
+        let lives = victim.step(count);
+        victim.kill();
+        deaths += 1;
+        // The victim is a zombie still.
+        alloc.reap();
+        if case.given.last() == Some(&NOTE) {
+            // SAFETY: the victim is dead, and has written a whole word or none.
+            let flying = OffsetPtr::new(unsafe { note(&alloc, given[given.len() - 1]).read() });
+            // Nobody's, and nobody else will ever find it: the one block in flight.
+            if alloc.usable_size(flying).is_ok() {
+                free(&alloc, flying.offset());
+            }
+        }
+        if let Ok(root) = roots.find::<[u64; 9]>("victim") {
+            free(&alloc, roots.unpublish(root).unwrap().offset());
+        }
+        let flight = blocks(&alloc.verify().unwrap());
+        if case.name.starts_with("publish") && flight.0 == before.0 + 1 {
+            // Handed over and not published yet, or not any more: the one block in flight.
+            before = flight;
+        }
+        operate(&alloc, form.operations, count ^ 0x9E37);
+        for block in given {
+            // Freed by the victim, or still there.
+            if alloc.usable_size(OffsetPtr::new(block)).is_ok() {
+                free(&alloc, block);
+            }
+        }
+        alloc.trim();
+        let report = alloc.verify().unwrap_or_else(|fault| {
+            panic!("{}: {fault}, killed after {count} instructions", case.name)
+        });
+        assert_eq!(blocks(&report), before, "{}: killed after {count} instructions", case.name);
+        lives
+    };
+    let Lives::Ended(instructions) = die_at(u64::MAX) else { panic!("no end") };
+    let offsets = form.offsets.min(instructions).min((2 * form.steps / instructions).max(6));
+    for index in (form.part..offsets).step_by(form.of as usize) {
+        // All of them where there are no more; otherwise evenly, with the first.
+        die_at((index as u128 * instructions as u128 / offsets as u128) as u64);
+    }
+
+    for block in own {
+        free(&alloc, block);
+    }
+    alloc.trim();
+    let survivor = roots.find::<u64>("survivor").unwrap();
+    free(&alloc, roots.unpublish(survivor).unwrap().offset());
+    alloc.trim();
+    let report = alloc.verify().unwrap();
+    // The directory, and what was in flight.
+    let (left, slabs) = if case.name.starts_with("publish") { (before.0 - 5, 2) } else { (1, 1) };
+    assert_eq!(report.blocks_in_use, left, "{}", case.name);
+    assert!(report.slabs <= slabs, "{}: {} slabs", case.name, report.slabs);
+    // SAFETY: no preconditions.
+    unsafe { libc::alarm(0) };
+    Figures { instructions, deaths, seconds: start.elapsed().as_secs_f64() }
+}
+
+fn run_all(form: Form) {
+    let _turn = turn();
+    stay_on_one_processor();
+    let only = std::env::var("CRASH_CASE").unwrap_or_default();
+    println!("{:<30} {:>12} {:>8} {:>10}", "operation", "instructions", "deaths", "seconds");
+    for case in CASES.iter().filter(|case| case.name.contains(&only)) {
+        let figures = run(case, form);
+        let Figures { instructions, deaths, seconds } = figures;
+        println!("{:<30} {instructions:>12} {deaths:>8} {seconds:>10.1}", case.name);
+    }
+    println!("{} operations of the survivors after each death", form.operations);
+}
+
+#[test]
+fn killed_at_some_instructions() {
+    run_all(SHORT);
+}
+
+/// `CRASH_CASE` picks the cases with that in their names; `CRASH_OFFSETS` and `CRASH_OPERATIONS`
+/// say how much, `CRASH_PART` of `CRASH_PARTS` which part of it.
+#[test]
+#[ignore = "long"]
+fn killed_at_every_instruction() {
+    run_all(long());
+}
