@@ -5,7 +5,7 @@ mod support;
 
 use std::mem::offset_of;
 
-use hshm::arena::{Arena, ArenaBuilder, ArenaReader, RegionArena};
+use hshm::arena::{Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena};
 use hshm::{
     AllocatorId, Backend, Error, ErrorCode, FileBackend, GIB, MIB, MemfdBackend, OffsetPtr, Region,
     RegionOptions, ShareToken, ShmSafe,
@@ -216,6 +216,44 @@ fn a_file_outlives_its_processes() {
     drop(arena);
     let reader = ArenaReader::attach(FileBackend::attach(&path, &READ).unwrap()).unwrap();
     assert!(read_list(&reader).into_iter().eq((0..2000).rev()));
+}
+
+/// In a process that may have 64 MiB more of memory, and has reserved a gigabyte of addresses.
+#[test]
+fn running_out_of_memory_is_an_error() {
+    if role("running_out_of_memory_is_an_error").is_none() {
+        let _turn = turn();
+        return other_process_ok("running_out_of_memory_is_an_error", "limited");
+    }
+    let mut arena = Arena::builder().growth(Growth::Reserved).capacity(GIB).build().unwrap();
+    let mut vec = ArenaVec::reserved(GIB).unwrap();
+    vec.push(7u64);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let now = status.lines().find_map(|line| line.strip_prefix("VmData:")).unwrap();
+    let now = now.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024;
+    let most = now + 64 * MIB as u64;
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: a limit by value.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
+    let mut pushed = 0;
+    let error = loop {
+        match arena.try_push(MIB) {
+            Ok(bytes) => bytes[MIB - 1] = 1,
+            Err(error) => break error,
+        }
+        pushed += 1;
+        assert!(pushed < 80, "more than there is");
+    };
+    assert!(pushed > 48, "{pushed}");
+    let Error::OutOfMemory { requested, .. } = error else { panic!("{error}") };
+    assert_eq!((requested, arena.pos()), (MIB, pushed * MIB));
+    assert_eq!(vec.try_reserve(2 * MIB).unwrap_err().code(), ErrorCode::OutOfMemory);
+    assert_eq!(*vec, [7]);
+    // What is there goes on working, and what is given back can be had again.
+    arena.clear();
+    arena.trim();
+    assert!(vec.try_reserve(2 * MIB).is_ok());
+    assert_eq!(arena.push(MIB).len(), MIB);
 }
 
 /// The list's layout is part of what the processes agree on.
