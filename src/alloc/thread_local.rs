@@ -384,6 +384,7 @@ impl ThreadLocalAllocator {
                     // Of all who return a run, the first does; of it and the owner's collector, the
                     // one that takes the mark away frees the run.
                     let desc = self.heap.desc(head);
+                    self.heap.forget_keeper(head);
                     desc.return_run()
                         && (!desc.take_returned_run() || self.heap.free_run(self.process, head))
                 } else {

@@ -218,7 +218,6 @@ impl RegionHeap {
             if seen.kind() != Kind::Large || !matches!(entry.usage(), Use::LargeHead(_)) {
                 return false;
             }
-            self.forget_keeper(head);
             // It is this process's to give back, also if it dies on the way.
             let bytes = entry.span() as u64 * CHUNK as u64;
             if let Some(large) = self.charge(first) {
@@ -227,6 +226,7 @@ impl RegionHeap {
             entry.set_usage(Use::LargeHead(process));
             self.process(process).large.fetch_add(bytes, Relaxed);
             self.set_entry(head, Entry::FREE);
+            self.forget_keeper(head);
         }
         let span = entry.span().clamp(1, self.chunk_count() - first.0);
         let bytes = entry.bytes().min(span as usize * CHUNK);

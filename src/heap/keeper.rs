@@ -9,14 +9,17 @@
 //! 65535      nobody: it stays until somebody frees it
 //! ```
 //!
-//! Invariant: a word that is not 0 belongs to a block that is handed out, and the `KEPT` flag of its
-//! slab, run or large block is set. So a free block never has a keeper, and only flagged
-//! descriptors make anybody look at the table, whose pages come into being with the first word
-//! that is written.
+//! Invariant: a word that is not 0 belongs to a block that is handed out or on its way back to its
+//! owner, and the `KEPT` flag of its slab, run or large block is set. So a block that can be
+//! allocated never has a keeper, and only flagged descriptors make anybody look at the table,
+//! whose pages come into being with the first word that is written.
 //!
-//! Whoever frees a block clears the word first, then frees; to hand over is one store. Only the one
-//! to whom a block belongs may do either, and only at one place at a time: that is the caller's
-//! promise, as with any pointer.
+//! To hand over is one store. To free is one, too: whoever returns a block to another process's slab
+//! leaves the word alone, for if it died between the two, the block would belong to a process that
+//! does not know it. The slab's owner clears the word when it takes the block back.
+//!
+//! Only the one to whom a block belongs may do either, and only at one place at a time: that is the
+//! caller's promise, as with any pointer.
 //!
 //! Blocks of less than 32 bytes share their words and cannot be handed over.
 
@@ -84,7 +87,7 @@ impl RegionHeap {
 
     /// The same for a run or a large block.
     #[inline]
-    pub(super) fn forget_keeper(&self, head: GranuleIdx) {
+    pub(crate) fn forget_keeper(&self, head: GranuleIdx) {
         if self.desc(head).is_kept() {
             self.clear_keeper(head.0 as usize * GRANULE);
         }

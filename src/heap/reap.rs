@@ -277,13 +277,10 @@ impl RegionHeap {
                     return (1, false);
                 }
                 let slab = Slab::new(self, head, class);
-                let left = slab.settle(|index| {
-                    let stays = stays(slab.offset_of(index));
-                    if !stays && kept {
-                        self.clear_keeper(slab.offset_of(index));
-                    }
-                    stays
-                });
+                let left = slab.settle(
+                    |index| stays(slab.offset_of(index)),
+                    |word, mask| self.forget_keepers(&slab, word, mask),
+                );
                 (class.slab_granules(), left > 0)
             }
             Kind::Run if entry.distance() == 0 => {
@@ -341,9 +338,7 @@ impl RegionHeap {
             }
             return 0;
         }
-        if self.entry(head).kind() == Kind::Large {
-            self.forget_keeper(head);
-        }
+        self.forget_keeper(head);
         self.set_entry(head, Entry::FREE);
         drop(guard);
         let span = entry.span().clamp(1, self.chunk_count() - first.0);
@@ -484,7 +479,7 @@ impl ThreadHeap {
     /// The heap's list was taken after the death, so what the dead one did put on it is done with.
     #[cold]
     pub(super) fn rescue(&mut self, heap: &RegionHeap) {
-        let (id, process) = (self.id(), self.process);
+        let id = self.id();
         heap.for_each_head(|head, entry| {
             let desc = heap.desc(head);
             let number = desc.pending.load(Ordering::SeqCst);
@@ -497,15 +492,15 @@ impl ThreadHeap {
             match entry.kind() {
                 Kind::Slab => {
                     let slab = Slab::new(heap, head, ClassId::new(entry.class_index()));
-                    let (back, refused) = slab.collect();
+                    let (back, refused) = slab.collect(|word, mask| {
+                        heap.forget_keepers(&slab, word, mask);
+                    });
                     heap.source().refused_frees.fetch_add(refused as u64, Relaxed);
                     if back > 0 {
                         self.after_free(heap, &slab);
                     }
                 }
-                Kind::Run if desc.take_returned_run() => {
-                    heap.free_run(process, head);
-                }
+                Kind::Run => self.free_returned(heap, head),
                 _ => {}
             }
         });

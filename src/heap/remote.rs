@@ -6,7 +6,7 @@
 //!              push slab on the owner's list
 //! owner:   list.swap(empty), and for each slab on it:
 //!              next = slab.remote_next; pending = 0   (2)
-//!              merge: remote word.swap(0)             (3)
+//!              merge: local |= remote; remote &= !merged   (3)
 //! ```
 //!
 //! `pending` says who may use the slab's link: whoever turns it from 0 to its number owns the link until a

@@ -313,16 +313,18 @@ impl<'a> Slab<'a> {
     }
 
     /// Owner: merges what others returned into the owner's bitmap. Returns how many blocks came
-    /// back, and how many bits were refused because their block was free already.
-    pub(crate) fn collect(&self) -> (u32, u32) {
+    /// back, and how many bits were refused because their block was free already. If any block may
+    /// have a keeper, `forget` hears of those that came back, by word and mask, before they are free.
+    pub(crate) fn collect(&self, mut forget: impl FnMut(usize, u64)) -> (u32, u32) {
         let (mut back, mut refused) = (0, 0);
         let fresh = self.fresh();
         for (index, remote) in self.remote.iter().enumerate() {
             if remote.load(Relaxed) == 0 {
                 continue;
             }
-            // The exchange acquires what the freeing threads wrote before they set their bits.
-            let returned = remote.swap(0, Ordering::AcqRel);
+            // Acquires what the freeing threads wrote before they set their bits. They are taken
+            // away last: who dies in between leaves them in both bitmaps, and not in none.
+            let returned = remote.load(Ordering::SeqCst);
             let first = (index * 64) as u32;
             let handed_out = match fresh.saturating_sub(first) {
                 0 => 0,
@@ -334,7 +336,11 @@ impl<'a> Slab<'a> {
             let good = returned & handed_out & !seen;
             refused += (returned & !good).count_ones();
             back += good.count_ones();
-            word.store(seen | good, Relaxed);
+            if self.desc.is_kept() {
+                forget(index, good);
+            }
+            word.store(seen | good, Ordering::Release);
+            remote.fetch_and(!returned, Ordering::AcqRel);
         }
         self.desc.free.store(self.free_count() + back, Relaxed);
         (back, refused)
@@ -342,8 +348,13 @@ impl<'a> Slab<'a> {
 
     /// Somebody who has taken over from an owner that is gone: merges both bitmaps, frees the blocks
     /// that `keep` does not want (asked with each block's index), and leaves the slab in no
-    /// thread heap's list. Returns how many blocks are left.
-    pub(crate) fn settle(&self, mut keep: impl FnMut(u32) -> bool) -> u32 {
+    /// thread heap's list. `forget` is as for [`collect`](Slab::collect). Returns how many blocks
+    /// are left.
+    pub(crate) fn settle(
+        &self,
+        mut keep: impl FnMut(u32) -> bool,
+        mut forget: impl FnMut(usize, u64),
+    ) -> u32 {
         let fresh = self.fresh();
         let mut left = 0;
         for (index, remote) in self.remote.iter().enumerate() {
@@ -353,7 +364,7 @@ impl<'a> Slab<'a> {
                 n if n >= 64 => u64::MAX,
                 n => (1 << n) - 1,
             };
-            let returned = remote.swap(0, Ordering::AcqRel);
+            let returned = remote.load(Ordering::SeqCst);
             let mut free = (self.bits[index].load(Relaxed) | returned) & handed_out;
             let mut live = handed_out & !free;
             while live != 0 {
@@ -365,7 +376,13 @@ impl<'a> Slab<'a> {
                     free |= 1 << bit;
                 }
             }
-            self.bits[index].store(free, Relaxed);
+            if self.desc.is_kept() {
+                forget(index, free & !self.bits[index].load(Relaxed));
+            }
+            self.bits[index].store(free, Ordering::Release);
+            if returned != 0 {
+                remote.fetch_and(!returned, Ordering::AcqRel);
+            }
         }
         self.desc.free.store(fresh - left, Relaxed);
         self.set_listing(Listing::Partial);

@@ -58,7 +58,7 @@ struct HeapBin {
 #[derive(Debug)]
 pub(crate) struct ThreadHeap {
     id: BlockId,
-    pub(super) process: ProcessSlot,
+    process: ProcessSlot,
     bins: [HeapBin; CLASSES],
     /// The deaths that this heap has looked after; see [`ThreadHeap::rescue`].
     deaths: u32,
@@ -206,9 +206,6 @@ impl RegionHeap {
         mask: u64,
     ) -> bool {
         let slab = Slab::new(self, head, class);
-        if slab.desc.is_kept() {
-            self.forget_keepers(&slab, word, mask);
-        }
         let before = slab.remote_word(word).fetch_or(mask, Ordering::SeqCst);
         self.announce(head, owner);
         before & mask == 0
@@ -291,10 +288,6 @@ impl RegionHeap {
     /// Announces another process's run to its owner. False where it was returned already.
     pub(crate) fn return_foreign_run(&self, head: GranuleIdx, owner: BlockId) -> bool {
         let desc = self.desc(head);
-        if desc.is_run_returned() {
-            return false;
-        }
-        self.forget_keeper(head);
         if !desc.return_run() {
             return false;
         }
@@ -661,7 +654,9 @@ impl ThreadHeap {
             match entry.kind() {
                 Kind::Slab if entry.class_index() < CLASSES => {
                     let slab = Slab::new(heap, head, ClassId::new(entry.class_index()));
-                    let (back, refused) = slab.collect();
+                    let (back, refused) = slab.collect(|word, mask| {
+                        heap.forget_keepers(&slab, word, mask);
+                    });
                     if refused > 0 {
                         heap.source().refused_frees.fetch_add(refused as u64, Relaxed);
                     }
@@ -669,15 +664,24 @@ impl ThreadHeap {
                         self.after_free(heap, &slab);
                     }
                 }
-                Kind::Run if desc.take_returned_run() => {
-                    heap.free_run(self.process, head);
-                }
+                Kind::Run => self.free_returned(heap, head),
                 _ => {}
             }
         }
         if deaths != self.deaths {
             self.deaths = deaths;
             self.rescue(heap);
+        }
+    }
+
+    /// Frees a run of this heap's that somebody returned. Its keeper goes first: without the mark,
+    /// and with a keeper, it would be a block in use if the process died in between.
+    pub(super) fn free_returned(&self, heap: &RegionHeap, head: GranuleIdx) {
+        if heap.desc(head).is_run_returned() {
+            heap.forget_keeper(head);
+            if heap.desc(head).take_returned_run() {
+                heap.free_run(self.process, head);
+            }
         }
     }
 

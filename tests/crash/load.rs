@@ -67,12 +67,14 @@ fn work(alloc: &ThreadLocalAllocator, ledger: &Ledger, own: usize, seed: u64) ->
     let me = &ledger.workers[own];
     let mut random = Random(seed | 1);
     loop {
-        if ledger.pause.load(SeqCst) != 0 {
-            me.parked.store(1, SeqCst);
-            while ledger.pause.load(SeqCst) != 0 {
+        // Each pause has a number, so that one is not taken for the next.
+        let pause = ledger.pause.load(SeqCst);
+        if pause != 0 {
+            me.parked.store(pause, SeqCst);
+            while ledger.pause.load(SeqCst) == pause {
                 std::thread::yield_now();
             }
-            me.parked.store(0, SeqCst);
+            continue;
         }
         me.operations.fetch_add(1, SeqCst);
         let slot = &me.owned[random.below(OWNED as u64) as usize];
@@ -127,11 +129,11 @@ fn entries(ledger: &Ledger) -> impl Iterator<Item = u64> {
     owned.chain(&ledger.mailboxes).map(|word| word.load(SeqCst)).filter(|&block| block != 0)
 }
 
-fn stand_still(ledger: &Ledger, workers: &[Victim], dead: usize) {
-    ledger.pause.store(1, SeqCst);
+fn stand_still(ledger: &Ledger, workers: &[Victim], dead: usize, pause: u64) {
+    ledger.pause.store(pause, SeqCst);
     let start = Instant::now();
     for (index, worker) in ledger.workers.iter().enumerate().filter(|(index, _)| *index != dead) {
-        while worker.parked.load(SeqCst) == 0 {
+        while worker.parked.load(SeqCst) != pause {
             assert!(!workers[index].has_failed(), "worker {index} found something wrong");
             assert!(start.elapsed() < PATIENCE, "worker {index} hangs");
             std::thread::yield_now();
@@ -156,7 +158,7 @@ fn run(kills: u32) {
         std::thread::sleep(Duration::from_micros(random.below(2000)));
         let dead = random.below(WORKERS as u64) as usize;
         workers[dead].kill();
-        stand_still(ledger, &workers, dead);
+        stand_still(ledger, &workers, dead, u64::from(kill) + 1);
         alloc.reap();
         let entry = &ledger.workers[dead];
         entry.owned.iter().for_each(|word| word.store(0, SeqCst));
@@ -178,7 +180,6 @@ fn run(kills: u32) {
         let used = report.total - report.tables - report.free_chunks;
         let most = if kill < 100 { &mut early } else { &mut late };
         *most = used.max(*most);
-        entry.parked.store(0, SeqCst);
         workers[dead] = start(&region, ledger, dead, random.next());
         ledger.pause.store(0, SeqCst);
     }
