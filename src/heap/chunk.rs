@@ -253,7 +253,7 @@ impl RegionHeap {
                 let dirty = entry.dirty.load(Relaxed).count_ones() as usize * GRANULE;
                 if resident > keep && dirty > 0 && !(spare_warm && warm.contains(&chunk.0)) {
                     self.purge_chunks(chunk, 1);
-                    resident -= dirty;
+                    resident = resident.saturating_sub(dirty);
                 }
             });
         }
