@@ -137,7 +137,9 @@ mod loom_models {
             while at != 0 {
                 assert_eq!(at, 1);
                 at = unlink(&self.pending, &self.next);
-                got |= self.bits.swap(0, Ordering::SeqCst);
+                let bits = self.bits.load(Ordering::SeqCst);
+                got |= bits;
+                self.bits.fetch_and(!bits, Ordering::AcqRel);
             }
             got
         }

@@ -319,12 +319,13 @@ impl<'a> Slab<'a> {
         let (mut back, mut refused) = (0, 0);
         let fresh = self.fresh();
         for (index, remote) in self.remote.iter().enumerate() {
-            if remote.load(Relaxed) == 0 {
+            // Acquires what the freeing threads wrote before they set their bits, and is not made
+            // before the caller's swap of `pending` (see `remote`). The bits are taken away last:
+            // who dies in between leaves them in both bitmaps, and not in none.
+            let returned = remote.load(Ordering::SeqCst);
+            if returned == 0 {
                 continue;
             }
-            // Acquires what the freeing threads wrote before they set their bits. They are taken
-            // away last: who dies in between leaves them in both bitmaps, and not in none.
-            let returned = remote.load(Ordering::SeqCst);
             let first = (index * 64) as u32;
             let handed_out = match fresh.saturating_sub(first) {
                 0 => 0,
