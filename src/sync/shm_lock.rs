@@ -276,7 +276,7 @@ mod loom_models {
                 woken: Condvar::new(),
             });
             let inside = Arc::new(AtomicUsize::new(0));
-            let run = |slot, lock: &Model, inside: &AtomicUsize| {
+            let run = |slot: u32, lock: &Model, inside: &AtomicUsize| {
                 assert!(!take(lock, Holder::number(slot + 1), |_| false));
                 assert_eq!(lock.load() & !WAITERS, Holder::number(slot + 1).0);
                 assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0);
@@ -307,7 +307,7 @@ mod loom_models {
                 woken: Condvar::new(),
             });
             let guarded = Arc::new(loom::cell::UnsafeCell::new(()));
-            let run = |slot, lock: &Model, guarded: &loom::cell::UnsafeCell<()>| {
+            let run = |slot: u32, lock: &Model, guarded: &loom::cell::UnsafeCell<()>| {
                 assert!(!take(lock, Holder::number(slot + 1), |_| false));
                 guarded.with_mut(|_| ());
                 leave(lock);
