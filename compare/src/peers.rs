@@ -114,7 +114,11 @@ pub(crate) fn prepare(
     for (name, how, source) in PEERS.iter().filter(|(name, ..)| is_wanted(name)) {
         let found = builds.locate(source).and_then(|(executable, environment)| {
             let how = match environment.iter().find(|(key, _)| key == "LD_PRELOAD") {
-                Some((_, library)) => format!("{how}: {}", library.to_string_lossy()),
+                // The name without its folder: records are published.
+                Some((_, library)) => {
+                    let name = Path::new(library).file_name().unwrap_or(library);
+                    format!("{how}: {}", name.to_string_lossy())
+                }
                 None => how.to_string(),
             };
             let peer = Peer { name: name.to_string(), how, executable, environment };
