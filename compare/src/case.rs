@@ -143,6 +143,7 @@ mod tests {
             group: group.into(),
             about: String::new(),
             by_default: true,
+            program: None,
         };
         let peer = |name: &str| Peer {
             name: name.into(),

@@ -1,6 +1,7 @@
 //! One measured run: a process of its own, waited for with `wait4`.
 #![allow(unsafe_code)] // wait4, and a timer set between fork and exec
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -10,12 +11,15 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::native::{self, Program};
 use crate::peers::Peer;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job<'a> {
     pub(crate) workload: &'a str,
+    /// What runs it, where the peer's own binary does not.
+    pub(crate) program: Option<&'a Program>,
     pub(crate) threads: usize,
     pub(crate) scale: f64,
     pub(crate) corpus: Option<&'a Path>,
@@ -73,14 +77,7 @@ impl fmt::Display for Failure {
 impl Job<'_> {
     /// Runs it once with that allocator.
     pub(crate) fn run(&self, peer: &Peer) -> Result<Run, Failure> {
-        let mut command = Command::new(&peer.executable);
-        command.arg(self.workload);
-        command.arg(format!("threads={}", self.threads)).arg(format!("scale={}", self.scale));
-        if let Some(corpus) = self.corpus {
-            command.arg(format!("corpus={}", corpus.display()));
-            command.arg(format!("corpus_mb={}", self.corpus_mb));
-        }
-        command.env_remove("LD_PRELOAD").envs(peer.environment.iter().cloned());
+        let mut command = self.command(peer);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         die_in_time(&mut command, self.timeout);
 
@@ -116,6 +113,34 @@ impl Job<'_> {
         };
         understand(&ended.output, &mut run).ok_or(Failure::Output(ended.output))?;
         Ok(run)
+    }
+}
+
+impl Job<'_> {
+    fn command(&self, peer: &Peer) -> Command {
+        let mut command = match self.program {
+            Some(Program::Launched(launcher, words)) => {
+                let mut command = Command::new(launcher);
+                command.arg(peer.library().map_or(OsStr::new("-"), |library| library.as_os_str()));
+                command.args(words).current_dir(native::inputs()).env_remove("LD_PRELOAD");
+                return command;
+            }
+            Some(Program::Built(program)) => Command::new(program),
+            None => {
+                let mut command = Command::new(&peer.executable);
+                command.arg(self.workload);
+                command
+            }
+        };
+        command.arg(format!("threads={}", self.threads)).arg(format!("scale={}", self.scale));
+        if self.program.is_none()
+            && let Some(corpus) = self.corpus
+        {
+            command.arg(format!("corpus={}", corpus.display()));
+            command.arg(format!("corpus_mb={}", self.corpus_mb));
+        }
+        command.env_remove("LD_PRELOAD").envs(peer.environment.iter().cloned());
+        command
     }
 }
 
@@ -221,6 +246,7 @@ mod tests {
         };
         let job = Job {
             workload: path.to_str().unwrap(),
+            program: None,
             threads: 1,
             scale: 1.0,
             corpus: None,

@@ -6,6 +6,7 @@ mod case;
 mod chart;
 mod child;
 mod machine;
+mod native;
 mod peers;
 mod report;
 mod stats;
@@ -85,7 +86,14 @@ fn run(options: &Options) -> Result<bool, String> {
     for LeftOut { name, reason } in &left_out {
         eprintln!("left out: {name}: {reason}");
     }
-    let workloads = peers::workloads(&peers[0])?;
+    let mut workloads = peers::workloads(&peers[0])?;
+    if peers.iter().any(Peer::is_for_any_program) {
+        let (more, missing) = native::workloads();
+        workloads.extend(more);
+        for (name, reason) in missing {
+            eprintln!("left out: {name}: {reason}");
+        }
+    }
     if options.list {
         list(&workloads, &peers);
         return Ok(true);
@@ -117,8 +125,9 @@ fn measure(
     threads: &[usize],
 ) -> Result<Vec<Case>, String> {
     let corpus = options.corpus.clone().or_else(machine::cargo_sources);
-    // The floor has no use for threads.
-    let counts = |w: &Workload| if w.group == "floor" { vec![1] } else { threads.to_vec() };
+    // The floor and other people's programs have no use for threads.
+    let has_threads = |w: &Workload| w.group != "floor" && w.group != "programs";
+    let counts = |w: &Workload| if has_threads(w) { threads.to_vec() } else { vec![1] };
     let total: usize = workloads.iter().map(|w| counts(w).len()).sum();
     let bar = ProgressBar::new((total * options.rounds * peers.len()) as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {eta} left  {msg}");
@@ -133,12 +142,17 @@ fn measure(
                 // In turns, and not always in the same order: what drifts hits all alike.
                 for turn in 0..peers.len() {
                     let which = (round + turn) % peers.len();
+                    bar.inc(1);
+                    if workload.program.is_some() && !peers[which].is_for_any_program() {
+                        continue;
+                    }
                     bar.set_message(format!(
                         "{}, {threads} threads: {}",
                         workload.name, peers[which].name
                     ));
                     let job = Job {
                         workload: &workload.name,
+                        program: workload.program.as_ref(),
                         threads,
                         scale: options.scale,
                         corpus: corpus.as_deref(),
@@ -146,16 +160,25 @@ fn measure(
                         timeout: options.timeout,
                     };
                     case.add(round, which, job.run(&peers[which]));
-                    bar.inc(1);
                 }
             }
-            case.finish(&options.baseline);
-            bar.suspend(|| println!("{}", table::case(&case, &options.baseline)));
+            let baseline = baseline_for(workload, options, peers);
+            case.finish(baseline);
+            bar.suspend(|| println!("{}", table::case(&case, baseline)));
             cases.push(case);
         }
     }
     bar.finish_and_clear();
     Ok(cases)
+}
+
+/// What the others are compared to: where the baseline cannot run, this crate's library.
+fn baseline_for<'a>(workload: &Workload, options: &'a Options, peers: &[Peer]) -> &'a str {
+    let is_able = |peer: &Peer| peer.name == options.baseline && peer.is_for_any_program();
+    if workload.program.is_some() && !peers.iter().any(is_able) {
+        return "pre-hshm";
+    }
+    &options.baseline
 }
 
 /// The workloads that are named, one by one or by group.

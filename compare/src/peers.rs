@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::native::{self, Program};
 use crate::package;
 
 /// An allocator that can be measured.
@@ -16,6 +17,18 @@ pub(crate) struct Peer {
     pub(crate) how: String,
     pub(crate) executable: PathBuf,
     pub(crate) environment: Vec<(String, OsString)>,
+}
+
+impl Peer {
+    /// Whether it can be put under programs that were built without it.
+    pub(crate) fn is_for_any_program(&self) -> bool {
+        self.name == "system" || self.library().is_some()
+    }
+
+    /// What has to be preloaded.
+    pub(crate) fn library(&self) -> Option<&OsString> {
+        self.environment.iter().find(|(key, _)| key == "LD_PRELOAD").map(|(_, library)| library)
+    }
 }
 
 /// An allocator that cannot be measured here.
@@ -32,6 +45,8 @@ pub(crate) struct Workload {
     pub(crate) group: String,
     pub(crate) about: String,
     pub(crate) by_default: bool,
+    /// What runs it, where the peer's own binary does not.
+    pub(crate) program: Option<Program>,
 }
 
 /// Where a peer comes from.
@@ -46,6 +61,8 @@ enum Source {
     ),
     /// An installed library, over the `system` binary.
     Preloaded(&'static str),
+    /// A library made of the sources that a peer's crate carries, over the `system` binary.
+    Made(&'static str),
     /// The library that `cargo build --release` makes of this project, over the `system` binary.
     Own(&'static str),
 }
@@ -83,6 +100,10 @@ const PEERS: &[(&str, &str, Source)] = &[
     ("pre-jemalloc", "preloaded", Source::Preloaded("libjemalloc.so.2")),
     ("pre-tcmalloc", "preloaded", Source::Preloaded("libtcmalloc_minimal.so.4")),
     ("pre-tbbmalloc", "preloaded", Source::Preloaded("libtbbmalloc_proxy.so.2")),
+    ("pre-mimalloc3", "preloaded, built from the crate's sources", Source::Made("mimalloc3")),
+    ("pre-mimalloc2", "preloaded, built from the crate's sources", Source::Made("mimalloc2")),
+    ("pre-snmalloc", "preloaded, built from the crate's sources", Source::Made("snmalloc")),
+    ("pre-rpmalloc", "preloaded, built from the crate's sources", Source::Made("rpmalloc")),
     ("pre-hshm", "preloaded, this crate as a C library", Source::Own("libhshm.so")),
 ];
 
@@ -113,15 +134,13 @@ pub(crate) fn prepare(
     let (mut peers, mut left_out) = (Vec::new(), Vec::new());
     for (name, how, source) in PEERS.iter().filter(|(name, ..)| is_wanted(name)) {
         let found = builds.locate(source).and_then(|(executable, environment)| {
-            let how = match environment.iter().find(|(key, _)| key == "LD_PRELOAD") {
+            let (name, how) = (name.to_string(), how.to_string());
+            let mut peer = Peer { name, how, executable, environment };
+            if let Some(library) = peer.library() {
                 // The name without its folder: records are published.
-                Some((_, library)) => {
-                    let name = Path::new(library).file_name().unwrap_or(library);
-                    format!("{how}: {}", name.to_string_lossy())
-                }
-                None => how.to_string(),
-            };
-            let peer = Peer { name: name.to_string(), how, executable, environment };
+                let name = Path::new(library).file_name().unwrap_or(library);
+                peer.how = format!("{}: {}", peer.how, name.to_string_lossy());
+            }
             workloads(&peer).map(|_| peer)
         });
         match found {
@@ -154,6 +173,7 @@ pub(crate) fn workloads(peer: &Peer) -> Result<Vec<Workload>, String> {
             group: group.into(),
             about: about.into(),
             by_default: default == "1",
+            program: None,
         }),
         _ => None,
     };
@@ -186,15 +206,25 @@ impl Builds {
                     .ok_or_else(|| format!("{name} is not installed"))?;
                 self.preloaded(library)
             }
+            Source::Made(name) => {
+                eprintln!("building lib{name}.so");
+                self.preloaded(native::library(name)?)
+            }
             Source::Own(name) => {
                 let executable = self.build("system", None, &[])?;
                 // target/compare/peer-system
                 let target = executable.ancestors().nth(2).unwrap_or(package());
-                let library = target.join("release").join(name);
-                if !library.exists() {
-                    return Err(format!("{} is not built", library.display()));
-                }
-                self.preloaded(library)
+                eprintln!("building {name}");
+                cargo(&[
+                    "build",
+                    "--release",
+                    "--package",
+                    "hshm",
+                    "--features",
+                    "c-api",
+                    "--lib",
+                ])?;
+                self.preloaded(target.join("release").join(name))
             }
         }
     }
@@ -228,14 +258,24 @@ impl Builds {
 
 /// Each in a call of its own: the features exclude each other, and one failure stays one.
 fn build(binary: &str, feature: Option<&str>) -> Result<PathBuf, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--profile", "compare", "--package", "hshm-compare", "--bin", binary]);
-    command.args(["--message-format", "json-render-diagnostics"]);
+    let mut words = vec!["build", "--profile", "compare", "--package", "hshm-compare"];
+    words.extend(["--bin", binary, "--message-format", "json-render-diagnostics"]);
     if let Some(feature) = feature {
-        command.args(["--features", feature]);
+        words.extend(["--features", feature]);
     }
-    let output = command
+    cargo(&words)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == binary)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| "cargo named no executable".into())
+}
+
+/// Runs cargo; what it printed.
+pub(crate) fn cargo(words: &[&str]) -> Result<String, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(words)
         .current_dir(package())
         .stdin(Stdio::null())
         .output()
@@ -246,16 +286,10 @@ fn build(binary: &str, feature: Option<&str>) -> Result<PathBuf, String> {
             errors.lines().find(|line| line.starts_with("error")).unwrap_or("no reason given");
         return Err(format!("does not build: {line}"));
     }
-    let artifacts = String::from_utf8_lossy(&output.stdout);
-    artifacts
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == binary)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .ok_or_else(|| "cargo named no executable".into())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn installed(tool: &str) -> bool {
+pub(crate) fn installed(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(tool).exists())
 }

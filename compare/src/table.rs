@@ -30,7 +30,7 @@ pub(crate) fn case(case: &Case, baseline: &str) -> String {
         "", "time", "min..max", "ns/op", &to_base, "min..max", "x best", "cpu s", "peak MiB",
         &to_base,
     ];
-    let mut cells: Vec<&Cell> = case.cells.iter().collect();
+    let mut cells: Vec<&Cell> = case.cells.iter().filter(|cell| !cell.runs.is_empty()).collect();
     cells.sort_by(|a, b| {
         let time = |cell: &Cell| cell.time.map_or(f64::INFINITY, |time| time.median);
         time(a).total_cmp(&time(b))
@@ -109,7 +109,7 @@ pub(crate) fn summary(report: &Report) -> String {
 
 /// Marks a mean that leaves out cases without a result.
 fn partly(means: &GroupMeans) -> String {
-    if means.counted == means.cases {
+    if means.counted == means.cases || means.counted == 0 {
         String::new()
     } else {
         format!(" ({} of {})", means.counted, means.cases)

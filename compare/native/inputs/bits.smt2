@@ -1,0 +1,11 @@
+; Two factors of a number, as a circuit, and an order among sums: bit-blasting, then search.
+(declare-const a (_ BitVec 26))
+(declare-const b (_ BitVec 26))
+(declare-const c (_ BitVec 26))
+(assert (bvult #b00000000000000000000000001 a))
+(assert (bvult a b))
+(assert (bvult a #b00000000010000000000000000))
+(assert (bvult b #b00000000010000000000000000))
+(assert (= (bvmul a b) #b00100101010110001010011001))
+(assert (= (bvxor (bvmul c c) a) (bvadd (bvmul b #b00000000000000000000000011) c)))
+(check-sat)
