@@ -35,6 +35,17 @@ preloaded() {
     fi
 }
 
+# What the library needs is loaded into every process: only the C library may be.
+if command -v readelf >/dev/null && [[ -e $(cc -print-file-name=libgcc_eh.a 2>/dev/null) ]]; then
+    if others=$(readelf -d "$library" | grep NEEDED | grep -v -e 'libc\.so' -e 'ld-linux'); then
+        echo "FAILED  the library needs $others"
+        failed=$((failed + 1))
+    else
+        echo "ok      nothing but the C library is needed"
+        passed=$((passed + 1))
+    fi
+fi
+
 cat >"$work/family.c" <<'C'
 #define _GNU_SOURCE
 #include <errno.h>

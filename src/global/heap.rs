@@ -194,7 +194,8 @@ impl Heap {
         // SAFETY: the lock is held.
         let why = unsafe { &mut *self.unshared.get() };
         let region = make_region(&config, capacity, minimum, why)?;
-        let sizes = TableSizes { processes: 256, thread_blocks: MAX_THREAD_BLOCKS, keepers: false };
+        let processes = if region.is_shared() { 256 } else { 1 };
+        let sizes = TableSizes { processes, thread_blocks: MAX_THREAD_BLOCKS, keepers: false };
         let mut heap = RegionHeap::create(region, sizes)?;
         if config.huge_pages {
             heap.advise_huge();

@@ -111,7 +111,8 @@ impl RegionHeap {
         // Only the slot's own threads ever take it.
         block.lock.reset();
         let pid = os::process_id();
-        let namespace = os::pid_namespace();
+        // Who is alone is not asked for.
+        let namespace = if self.region().is_shared() { os::pid_namespace() } else { 0 };
         // Without its own `/proc` it would read another process's time.
         let started = if namespace == 0 { None } else { os::process_start_time(pid) };
         block.pid.store(pid, Relaxed);

@@ -19,8 +19,10 @@ use crate::sync::futex::KeepErrno;
 pub(crate) fn page_size() -> usize {
     static SIZE: OnceNonZeroUsize = OnceNonZeroUsize::new();
     let ask = || {
+        // Not `sysconf`: its table of all there is to ask for lies in pages that nothing else
+        // touches, and every process would have them.
         // SAFETY: no preconditions.
-        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let size = unsafe { libc::getauxval(libc::AT_PAGESZ) };
         usize::try_from(size).ok().and_then(NonZeroUsize::new).unwrap_or(SMALLEST)
     };
     SIZE.get_or_init(ask).get()

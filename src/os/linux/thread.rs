@@ -1,7 +1,7 @@
 //! What happens when a thread ends or the process forks.
 #![allow(unsafe_code)] // pthread calls
 
-use core::ffi::c_void;
+use core::ffi::{c_int, c_void};
 
 use super::error_for;
 use crate::base::Result;
@@ -41,10 +41,35 @@ pub(crate) fn at_fork(
     child: unsafe extern "C" fn(),
 ) -> Result<()> {
     // SAFETY: the functions live as long as the program.
-    match unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) } {
+    match unsafe { register_at_fork(prepare, parent, child) } {
         0 => Ok(()),
         errno => Err(error_for(errno, 0)),
     }
+}
+
+type Hook = unsafe extern "C" fn();
+
+/// `pthread_atfork`, which in glibc is a small function inside every library that calls it: there it
+/// would be the only thing used of the library's last pages.
+///
+/// # Safety
+/// The functions stay for good.
+#[cfg(target_env = "gnu")]
+unsafe fn register_at_fork(prepare: Hook, parent: Hook, child: Hook) -> c_int {
+    unsafe extern "C" {
+        // In the Linux Standard Base; null stands for the program itself, which is never unloaded.
+        fn __register_atfork(a: Hook, b: Hook, c: Hook, of: *mut c_void) -> c_int;
+    }
+    // SAFETY: the caller's.
+    unsafe { __register_atfork(prepare, parent, child, core::ptr::null_mut()) }
+}
+
+/// # Safety
+/// The functions stay for good.
+#[cfg(not(target_env = "gnu"))]
+unsafe fn register_at_fork(prepare: Hook, parent: Hook, child: Hook) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) }
 }
 
 /// How many forks lie between this process and the one that first asked: what was made under
