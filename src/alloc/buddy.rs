@@ -70,8 +70,9 @@ impl BuddyAllocator {
     ///
     /// # Errors
     /// [`Error::NotARegion`], [`Error::NotReady`], [`Error::Incompatible`], [`Error::Corrupt`] or
-    /// [`Error::OffsetOutOfRange`] for whatever is not such a header. The pages are not walked;
-    /// that is [`verify`](Self::verify)'s business.
+    /// [`Error::OffsetOutOfRange`] for whatever is not such a header; [`Error::ReadOnly`];
+    /// [`Error::Busy`] where somebody holds the lock, and still does after two seconds. The
+    /// pages are not walked; that is [`verify`](Self::verify)'s business.
     pub fn shm_attach(region: Region, header: OffsetPtr<u8>) -> Result<Self> {
         Ok(BuddyAllocator { heap: Buddy::attach(region, header)? })
     }
@@ -104,6 +105,11 @@ impl BuddyAllocator {
     /// [`Error::Corrupt`] where the lists or headers are damaged.
     pub fn coalesce(&self) -> Result<()> {
         self.heap.coalesce()
+    }
+
+    /// Frees that were refused so far, by all processes: double, foreign, interior.
+    pub fn refused_frees(&self) -> u64 {
+        self.heap.refused()
     }
 
     /// How often pages were coalesced.
@@ -175,7 +181,12 @@ unsafe impl Allocator for BuddyAllocator {
     }
 
     unsafe fn free_offset_no_null_check(&self, _: MemContext, block: OffsetPtr<u8>) -> Result<()> {
-        self.heap.free(block.offset())
+        self.heap.free(block.offset()).map_err(|error| self.refused(error))
+    }
+
+    fn refused(&self, error: Error) -> Error {
+        self.heap.count_refused();
+        error
     }
 
     fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize> {

@@ -94,8 +94,11 @@ impl StackAllocator {
     ///
     /// # Errors
     /// [`Error::NotARegion`], [`Error::NotReady`], [`Error::Corrupt`] or
-    /// [`Error::OffsetOutOfRange`] for whatever is not such a header.
+    /// [`Error::OffsetOutOfRange`] for whatever is not such a header; [`Error::ReadOnly`].
     pub fn shm_attach(region: Region, header: OffsetPtr<u8>) -> Result<Self> {
+        if !region.is_writable() {
+            return Err(Error::ReadOnly);
+        }
         let (at, length) = (header.offset(), region.len() as u64);
         let stack = StackAllocator { words: words_of(&region)?, region, at };
         let outside = Error::OffsetOutOfRange { offset: at, length };

@@ -125,6 +125,12 @@ impl ThreadLocalAllocator {
     /// `max_bytes` is the most memory that this process may take from the region, in bytes, 0 for
     /// no limit. `thread_blocks` is how many thread blocks it may use (at least 1); more threads
     /// than that share them.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::NotReady`] while the allocator is being made; [`Error::Busy`] where
+    /// a lock of it is held by a process that lives, for two seconds on end; [`Error::TableFull`] with as many
+    /// processes as there can be; [`Error::NotARegion`], [`Error::Incompatible`] or
+    /// [`Error::Corrupt`] for what is no such allocator.
     pub fn shm_attach(region: Region, max_bytes: usize, thread_blocks: usize) -> Result<Self> {
         if !region.is_writable() {
             return Err(Error::ReadOnly);
@@ -349,11 +355,6 @@ impl ThreadLocalAllocator {
         self.heap.available(self.process)
     }
 
-    fn refuse(&self, error: Error) -> Error {
-        self.heap.source().refused_frees.fetch_add(1, Relaxed);
-        error
-    }
-
     fn free_block(&self, offset: usize, block: Block) -> Result<()> {
         self.check_process()?;
         let double = Error::DoubleFree { offset: offset as u64 };
@@ -471,7 +472,11 @@ unsafe impl Allocator for ThreadLocalAllocator {
     ) -> Result<()> {
         let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
         let found = self.heap.find_block(offset);
-        found.and_then(|found| self.free_block(offset, found)).map_err(|error| self.refuse(error))
+        found.and_then(|found| self.free_block(offset, found)).map_err(|error| self.refused(error))
+    }
+    fn refused(&self, error: Error) -> Error {
+        self.heap.source().refused_frees.fetch_add(1, Relaxed);
+        error
     }
     fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize> {
         let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);

@@ -132,6 +132,8 @@ pub struct RegionArena {
     region: Region,
     words: Words,
     at: u64,
+    /// The offset of the first byte that can be pushed.
+    start: usize,
     pid: u32,
 }
 
@@ -150,7 +152,8 @@ impl RegionArena {
         match Self::lay_out(&region, &words, at, options) {
             Ok(arena) => {
                 region.finish_engine(ARENA_ENGINE, at);
-                Ok(RegionArena { arena, region, words, at, pid: os::process_id() })
+                let start = at as usize + size_of::<Shared>();
+                Ok(RegionArena { arena, region, words, at, start, pid: os::process_id() })
             }
             Err(error) => {
                 region.abandon_engine();
@@ -222,10 +225,12 @@ impl RegionArena {
             let (start, end) = (bounds.start as usize, bounds.end as usize);
             let arena = Self::arena_over(&region, options, start, end, committed.min(end), false)?;
             arena.start_at(position - start);
-            Ok((arena, at))
+            Ok((arena, at, start))
         });
         match made {
-            Ok((arena, at)) => Ok(RegionArena { arena, region, words, at, pid: os::process_id() }),
+            Ok((arena, at, start)) => {
+                Ok(RegionArena { arena, region, words, at, start, pid: os::process_id() })
+            }
             Err(error) => {
                 if let Ok(shared) = words.place::<Shared>(at) {
                     shared.writer.store(0, Ordering::Release);
@@ -262,8 +267,7 @@ impl RegionArena {
         let address = (&raw const *value).addr();
         let offset = address.wrapping_sub(self.region.base().addr());
         let end = offset.checked_add(size_of::<T>());
-        let first = self.at as usize + size_of::<Shared>();
-        if offset < first || end.is_none_or(|end| end > self.region.len()) {
+        if offset < self.start || end.is_none_or(|end| end > self.region.len()) {
             return Err(Error::NotInAnyRegion { address });
         }
         Ok(OffsetPtr::new(offset as u64))
@@ -320,7 +324,7 @@ impl RegionArena {
 
     /// The offset of the first byte that can be pushed.
     pub fn first(&self) -> usize {
-        self.at as usize + size_of::<Shared>()
+        self.start
     }
 }
 

@@ -123,6 +123,8 @@ pub enum Error {
     Unsupported,
     /// A scope of this arena is open: push into the scope.
     ScopeOpen,
+    /// A living process holds a lock of the region, and does not leave it.
+    Busy,
     /// The operating system said no; the value is `errno`.
     Os(i32),
 }
@@ -186,6 +188,8 @@ pub enum ErrorCode {
     Forked = 26,
     /// See [`Error::ScopeOpen`].
     ScopeOpen = 27,
+    /// See [`Error::Busy`].
+    Busy = 28,
 }
 
 impl Error {
@@ -218,6 +222,7 @@ impl Error {
             Error::Forked => ErrorCode::Forked,
             Error::Unsupported => ErrorCode::Unsupported,
             Error::ScopeOpen => ErrorCode::ScopeOpen,
+            Error::Busy => ErrorCode::Busy,
             Error::Os(_) => ErrorCode::Os,
         }
     }
@@ -274,6 +279,7 @@ impl fmt::Display for Error {
             Error::Forked => f.write_str("the handle is the parent process's; attach again"),
             Error::Unsupported => f.write_str("not supported here"),
             Error::ScopeOpen => f.write_str("a scope of this arena is open: push into the scope"),
+            Error::Busy => f.write_str("a lock of the region is held, and is not left"),
             Error::Os(errno) => write!(f, "operating system error {errno}"),
         }
     }

@@ -82,16 +82,30 @@ impl ChunkEntry {
         };
         self.owner.store(word, crate::sync::atomic::Ordering::Release);
     }
+    /// Chunks of a large block, as the entry has it; see [`RegionHeap::large_span`].
     pub(crate) fn span(&self) -> u32 {
         self.span.load(Relaxed)
     }
-    /// Bytes of a large block.
+    /// Bytes of a large block, likewise; see [`RegionHeap::large_size`].
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Relaxed) as usize
     }
 }
 
 impl RegionHeap {
+    /// Chunks of the large block that begins at `first`, whatever its entry says: at least one, and
+    /// none past the end of the region.
+    pub(crate) fn large_span(&self, first: ChunkIdx) -> u32 {
+        let most = self.chunk_count().saturating_sub(first.0).max(1);
+        self.chunk(first).span().clamp(1, most)
+    }
+
+    /// Bytes of that block, all of them in the region.
+    pub(crate) fn large_size(&self, first: ChunkIdx) -> usize {
+        let room = self.data().end.saturating_sub(first.0 as usize * CHUNK);
+        self.chunk(first).bytes().min(self.large_span(first) as usize * CHUNK).min(room)
+    }
+
     /// Takes one chunk for `process`'s granule runs. Its free granules are those that `used` does
     /// not mark; its `dirty` and `full` bits are as the last owner left them.
     pub(crate) fn take_chunk(&self, process: ProcessSlot) -> Result<ChunkIdx> {
@@ -219,7 +233,7 @@ impl RegionHeap {
                 return false;
             }
             // It is this process's to give back, also if it dies on the way.
-            let bytes = entry.span() as u64 * CHUNK as u64;
+            let bytes = self.large_span(first) as u64 * CHUNK as u64;
             if let Some(large) = self.charge(first) {
                 large.fetch_sub(bytes, Relaxed);
             }
@@ -228,9 +242,8 @@ impl RegionHeap {
             self.set_entry(head, Entry::FREE);
             self.forget_keeper(head);
         }
-        let span = entry.span().clamp(1, self.chunk_count() - first.0);
-        let bytes = entry.bytes().min(span as usize * CHUNK);
-        let keep = 2 * self.process(process).retained();
+        let (span, bytes) = (self.large_span(first), self.large_size(first));
+        let keep = self.process(process).retained().saturating_mul(2);
         let count = bytes.div_ceil(CHUNK) as u32;
         if bytes > keep {
             self.purge_chunks(first, count);
@@ -264,10 +277,13 @@ impl RegionHeap {
     pub(crate) fn resize_large(&self, head: GranuleIdx, size: usize) -> bool {
         let (first, _) = Self::chunk_of(head);
         let entry = self.chunk(first);
-        let old = entry.bytes();
+        let (old, span) = (self.large_size(first), self.large_span(first));
         let Some(bytes) = align_up(size, PAGE) else { return false };
-        let span = entry.span();
         let count = bytes.div_ceil(CHUNK).max(1);
+        // The last chunk of a damaged heap's block may be one that is not all there.
+        if first.0 as usize * CHUNK + bytes > self.data().end {
+            return false;
+        }
         if count > span as usize {
             let _guard = self.lock_source();
             let extra = count - span as usize;
@@ -292,16 +308,16 @@ impl RegionHeap {
         self.mark_dirty(first, bytes);
         entry.bytes.store(bytes as u64, Relaxed);
         if bytes < old && old - bytes >= CHUNK {
-            self.trim_large(head, old, count as u32);
+            self.trim_large(head, old, bytes, count as u32);
         }
         true
     }
 
     /// Gives the chunks past `keep` back, and the memory of everything past the block's bytes.
-    fn trim_large(&self, head: GranuleIdx, old: usize, keep: u32) {
+    fn trim_large(&self, head: GranuleIdx, old: usize, bytes: usize, keep: u32) {
         let (first, _) = Self::chunk_of(head);
         let entry = self.chunk(first);
-        let start = first.0 as usize * CHUNK + entry.bytes();
+        let start = first.0 as usize * CHUNK + bytes;
         let end = (first.0 + keep) as usize * CHUNK;
         if end > start {
             // SAFETY: the block's owner gave everything past its new size up.
@@ -311,7 +327,7 @@ impl RegionHeap {
         if had > keep {
             self.purge_chunks(ChunkIdx(first.0 + keep), had - keep);
         }
-        let span = entry.span();
+        let span = self.large_span(first);
         if span > keep {
             let _guard = self.lock_source();
             entry.span.store(keep, Relaxed);
@@ -483,8 +499,11 @@ impl RegionHeap {
                 && (!warm || self.chunk(chunk).dirty.load(Relaxed) != 0)
         };
         let fresh = self.source().fresh.load(Relaxed).min(self.chunk_count());
-        let skew = (self.base().addr() / CHUNK) as u32 & (step - 1);
-        let aligned = |index: u32| (index + skew).next_multiple_of(step) - skew;
+        let skew = (self.base().addr() / CHUNK) as u64 & (step as u64 - 1);
+        let aligned = |index: u32| {
+            let at = (index as u64 + skew).next_multiple_of(step as u64) - skew;
+            u32::try_from(at).unwrap_or(u32::MAX)
+        };
         let mut start = 0;
         let mut length = 0;
         let mut word_index = u32::MAX;
@@ -552,9 +571,10 @@ impl RegionHeap {
             let entry = self.chunk(ChunkIdx(index));
             match entry.usage() {
                 Use::LargeHead(_) => {
-                    tails = index + 1..index.saturating_add(entry.span()).min(fresh);
+                    let span = self.large_span(ChunkIdx(index));
+                    tails = index + 1..(index + span).min(fresh);
                     if let Some(large) = self.charge(ChunkIdx(index)) {
-                        large.fetch_add(entry.span() as u64 * CHUNK as u64, Relaxed);
+                        large.fetch_add(span as u64 * CHUNK as u64, Relaxed);
                     }
                 }
                 Use::LargeTail(_) if !tails.contains(&index) => {
@@ -619,10 +639,10 @@ impl RegionHeap {
         let fresh = self.source().fresh.load(Relaxed).min(self.chunk_count());
         let first = self.first_granule() / GRANULES_PER_CHUNK as u32;
         (first..fresh)
-            .map(|index| self.chunk(ChunkIdx(index)))
-            .filter(|entry| matches!(entry.usage(), Use::LargeHead(_)))
-            .map(ChunkEntry::bytes)
-            .sum()
+            .map(ChunkIdx)
+            .filter(|&chunk| matches!(self.chunk(chunk).usage(), Use::LargeHead(_)))
+            .map(|chunk| self.large_size(chunk))
+            .fold(0, usize::saturating_add)
     }
 
     /// Bytes in free chunks. The first and the last chunk of a region may have fewer than the rest.
@@ -631,7 +651,7 @@ impl RegionHeap {
         let recycled: u32 = (0..fresh.div_ceil(64))
             .map(|word| self.recycled(word).load(Relaxed).count_ones())
             .sum();
-        let all = (recycled + (self.chunk_count() - fresh)) as usize * CHUNK;
+        let all = (recycled as usize + (self.chunk_count() - fresh) as usize) * CHUNK;
         let first = self.first_granule() / GRANULES_PER_CHUNK as u32;
         let last = self.chunk_count() - 1;
         let missing = |index: u32| {

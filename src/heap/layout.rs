@@ -54,6 +54,10 @@ pub(crate) const MAX_PROCESSES: u32 = 1024;
 /// Most thread blocks a region can have (their ids fit 16 bits, 0 is nobody).
 pub(crate) const MAX_THREAD_BLOCKS: u32 = 16 * 1024;
 
+/// How long whoever attaches waits for a lock, in nanoseconds of sleep. Nobody holds one for long: it
+/// is never held over a wait.
+const LOCK_PATIENCE: u64 = 2_000_000_000;
+
 /// Index of a process's entry in the region's process table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
@@ -83,10 +87,20 @@ impl Default for TableSizes {
     }
 }
 
-/// The heap's own header. All offsets are from the region's base, in bytes.
+/// The heap's own header.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct HeapHeader {
+    /// Written once; read once by each process that attaches.
+    fixed: Fixed,
+    /// Cache lines of its own: what changes.
+    pub(crate) source: SourceState,
+}
+
+/// What shape a heap has. All offsets are from the region's base, in bytes.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+struct Fixed {
     magic: u64,
     version: u32,
     process_slots: u32,
@@ -106,8 +120,6 @@ pub(crate) struct HeapHeader {
     /// 0 where there are none.
     keepers: u64,
     _pad: [u64; 3],
-    /// A cache line of its own: what changes.
-    pub(crate) source: SourceState,
 }
 
 /// The heap source's shared state; see `chunk`.
@@ -262,7 +274,7 @@ impl RegionHeap {
         let header = unsafe { base.add(header_at as usize).cast::<HeapHeader>() };
         // SAFETY: a fresh region's payload is ours alone; every field is plain data.
         unsafe {
-            header.write(HeapHeader {
+            let fixed = Fixed {
                 magic: MAGIC,
                 version: VERSION,
                 process_slots: processes,
@@ -280,6 +292,9 @@ impl RegionHeap {
                 zeroed: region.known_zero() as u64,
                 keepers: tables.keepers,
                 _pad: [0; 3],
+            };
+            header.write(HeapHeader {
+                fixed,
                 source: SourceState {
                     lock: ShmLock::new(),
                     fresh: AtomicU32::new(first_granule as u32 / GRANULES_PER_CHUNK as u32),
@@ -323,9 +338,11 @@ impl RegionHeap {
             return Err(Error::Corrupt);
         }
         let base = NonNull::new(region.base()).ok_or(Error::Corrupt)?;
-        // SAFETY: checked to lie inside the mapping, aligned (base to a granule, offset to 64); all
-        // bit patterns are valid, and the words read below are written once, before READY.
-        let header = unsafe { base.add(header_at as usize).cast::<HeapHeader>().as_ref() };
+        // SAFETY: checked to lie inside the mapping, aligned (base to a granule, offset to 64).
+        let place = unsafe { base.add(header_at as usize).cast::<HeapHeader>() };
+        // SAFETY: inside the mapping as above, and numbers only, for which all bits do. What is
+        // checked is this copy: a hostile peer may write the page at any time.
+        let header = unsafe { (&raw const (*place.as_ptr()).fixed).read_volatile() };
         if header.magic != MAGIC {
             return Err(Error::NotARegion);
         }
@@ -366,7 +383,7 @@ impl RegionHeap {
         let at = |offset: u64| unsafe { base.add(offset as usize) };
         Ok(RegionHeap {
             base,
-            header: NonNull::from(header),
+            header: place,
             processes: at(tables.process_table).cast(),
             blocks: at(tables.thread_table).cast(),
             chunks: at(tables.chunk_table).cast(),
@@ -417,6 +434,23 @@ impl RegionHeap {
     #[inline]
     pub(crate) fn block_count(&self) -> u32 {
         self.block_count
+    }
+    /// A link of a list of chunks (index + 1, 0 for none); one that leads outside ends the list.
+    #[inline]
+    pub(crate) fn chunk_at(&self, link: u32) -> Option<ChunkIdx> {
+        (link != 0 && link <= self.chunk_count).then(|| ChunkIdx(link - 1))
+    }
+    /// A link of a list of slabs of `granules` granules, likewise.
+    #[inline]
+    pub(crate) fn slab_at(&self, link: u32, granules: u32) -> Option<GranuleIdx> {
+        let head = link.wrapping_sub(1);
+        let inside = head >= self.first_granule && head <= self.granules.saturating_sub(granules);
+        (link != 0 && inside).then_some(GranuleIdx(head))
+    }
+    /// Where data begins and ends, in bytes from the base.
+    #[inline]
+    pub(crate) fn data(&self) -> core::ops::Range<usize> {
+        self.first_granule as usize * GRANULE..self.granules as usize * GRANULE
     }
     /// Granule indices are read from the region, too: a damaged one must not lead outside.
     #[inline]
@@ -582,6 +616,26 @@ impl RegionHeap {
         }
         guard
     }
+    /// Looks that every lock of the heap's header can be had: a word that names a living process
+    /// which does not leave it would make each later call wait for ever. [`Error::Busy`].
+    pub(super) fn check_locks(&self) -> Result<()> {
+        let source = self.source();
+        for lock in [&source.reaper, &source.roots_lock, &source.lock] {
+            let (_guard, inherited) = lock
+                .lock_within(LOCK_PATIENCE, self.holder(), |who| self.is_dead(who))
+                .ok_or(Error::Busy)?;
+            if inherited && core::ptr::eq(lock, &source.lock) {
+                self.repair_source();
+            }
+        }
+        Ok(())
+    }
+    /// Whether a lock of the heap's header names this registration.
+    pub(super) fn is_named_by_a_lock(&self, number: u32) -> bool {
+        let source = self.source();
+        let holder = Holder::number(number);
+        [&source.reaper, &source.roots_lock, &source.lock].iter().any(|lock| lock.names(holder))
+    }
     /// Takes this process's own lock, which only its own threads ever hold.
     #[inline]
     pub(crate) fn lock_process(&self, process: ProcessSlot) -> ShmGuard<'_> {
@@ -642,8 +696,12 @@ impl RegionHeap {
     /// # Safety
     /// The range is free, and the caller holds the lock that keeps it so.
     pub(crate) unsafe fn purge(&self, offset: usize, len: usize) -> bool {
+        // The first and the last chunk are not all data.
+        let data = self.data();
+        let start = offset.max(data.start);
+        let end = offset.saturating_add(len).min(data.end);
         // SAFETY: the caller vouches that nobody relies on the contents.
-        unsafe { self.region.purge(offset as u64, len) }.is_ok()
+        start >= end || unsafe { self.region.purge(start as u64, end - start) }.is_ok()
     }
     /// Commits the table entries that describe `count` granules from `first`, where touching them
     /// uncommitted could be a signal.

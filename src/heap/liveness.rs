@@ -74,11 +74,18 @@ pub(crate) struct Joining {
 
 impl RegionHeap {
     /// Claims a slot of the process table for this process. Once for each view.
+    ///
+    /// [`Error::Busy`] where a lock of the heap is held by a process that lives, and stays so.
     pub(crate) fn register(&mut self, joining: Joining) -> Result<ProcessSlot> {
-        match self.claim_any(joining) {
+        let slot = match self.claim_any(joining) {
             Err(Error::TableFull { .. }) if self.visit_and_reap() => self.claim_any(joining),
             result => result,
+        }?;
+        if let Err(error) = self.check_locks() {
+            self.leave_slot(slot);
+            return Err(error);
         }
+        Ok(slot)
     }
 
     fn claim_any(&mut self, joining: Joining) -> Result<ProcessSlot> {
@@ -120,12 +127,32 @@ impl RegionHeap {
         block.namespace.store(namespace, Relaxed);
         block.watched.store(lock.is_some() as u32, Relaxed);
         block.open_account(joining.max_bytes, joining.max_blocks);
-        let number = self.source().attached.fetch_add(1, Relaxed) % NUMBERS + 1;
+        let number = self.fresh_number();
         block.number.store(number, Relaxed);
         block.state.store(SLOT_LIVE, Ordering::Release);
         self.own.number.store(number, Relaxed);
         self.own.lock = lock;
         Ok(())
+    }
+
+    /// A number that nobody has. Counted, and so never given out twice; but the count is the heap's
+    /// word: one that a slot or a lock names is not taken, or a damaged lock would seem this
+    /// process's own.
+    fn fresh_number(&self) -> u32 {
+        let next = || self.source().attached.fetch_add(1, Relaxed) % NUMBERS + 1;
+        let is_taken = |number: u32| {
+            let holds = |slot| self.process(ProcessSlot(slot)).number.load(Relaxed) == number;
+            self.is_named_by_a_lock(number) || (0..=self.visitor().0).any(holds)
+        };
+        let mut number = next();
+        // Fewer than so many can be taken.
+        for _ in 0..self.visitor().0 + 8 {
+            if !is_taken(number) {
+                break;
+            }
+            number = next();
+        }
+        number
     }
 
     /// Every slot is taken, maybe by the dead: becomes the visitor for as long as it takes to reap
@@ -136,7 +163,7 @@ impl RegionHeap {
         if self.region().own_fd().is_none() || self.claim_slot(visitor, joining).is_err() {
             return false;
         }
-        let watched = self.own.lock.is_some();
+        let watched = self.own.lock.is_some() && self.check_locks().is_ok();
         let reaped = watched && self.reap(visitor).processes > 0;
         self.leave_slot(visitor);
         self.own.number.store(0, Relaxed);
@@ -209,7 +236,8 @@ impl RegionHeap {
         if number == self.own.number() {
             return true;
         }
-        (0..=self.visitor().0).map(ProcessSlot).any(|slot| {
+        // The estate has none.
+        number != 0 && (0..=self.visitor().0).map(ProcessSlot).any(|slot| {
             let block = self.process(slot);
             block.number.load(Relaxed) == number
                 && block.state.load(Relaxed) != SLOT_FREE

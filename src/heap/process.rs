@@ -163,9 +163,9 @@ impl RegionHeap {
         let small: u64 = (0..self.process_slots())
             .filter(live)
             .map(|slot| self.process(ProcessSlot(slot)))
-            .map(|block| block.in_runs.load(Relaxed) + block.in_slabs.load(Relaxed))
-            .sum();
-        small as usize + self.large_bytes()
+            .flat_map(|block| [block.in_runs.load(Relaxed), block.in_slabs.load(Relaxed)])
+            .fold(0, u64::saturating_add);
+        (small as usize).saturating_add(self.large_bytes())
     }
 
     /// Sets how many bytes of free granules may stay resident.
@@ -182,13 +182,8 @@ impl RegionHeap {
         {
             let _guard = self.lock_process(process);
             for list in &block.lists {
-                let mut at = list.load(Relaxed);
-                let mut left = self.chunk_count();
-                while at != 0 && at <= self.chunk_count() && left > 0 {
-                    left -= 1;
-                    let chunk = ChunkIdx(at - 1);
+                for chunk in self.listed(list) {
                     free += self.free_granules(chunk).count_ones() as usize * GRANULE;
-                    at = self.chunk(chunk).next.load(Relaxed);
                 }
             }
         }
@@ -219,19 +214,14 @@ impl RegionHeap {
         let maybe = (31 - count.leading_zeros()) as usize;
         for list in maybe..LISTS {
             let tries = if list < sure || step > 1 { TRIES } else { 1 };
-            let mut at = block.lists[list].load(Relaxed);
-            for _ in 0..tries {
-                if at == 0 {
-                    break;
-                }
-                let chunk = ChunkIdx(at - 1);
+            for chunk in self.listed(&block.lists[list]).take(tries) {
                 if let Some(bit) = self.fit(chunk, count, step) {
                     return Ok(self.cut(&guard, process, chunk, bit, count));
                 }
-                at = self.chunk(chunk).next.load(Relaxed);
             }
         }
-        loop {
+        // In a sound heap the second or third chunk will do.
+        for _ in 0..=self.chunk_count() {
             self.within_limit(process, CHUNK)?;
             let chunk = match self.take_chunk(process) {
                 Ok(chunk) => chunk,
@@ -249,6 +239,17 @@ impl RegionHeap {
             }
             // A partial chunk (behind the tables, or the region's last): kept for smaller runs.
         }
+        Err(Error::OutOfMemory { requested: count as usize * GRANULE, available: 0 })
+    }
+
+    /// The chunks of a list. A damaged one ends, too.
+    fn listed(&self, list: &AtomicU32) -> impl Iterator<Item = ChunkIdx> {
+        let mut at = list.load(Relaxed);
+        (0..self.chunk_count()).map_while(move |_| {
+            let chunk = self.chunk_at(at)?;
+            at = self.chunk(chunk).next.load(Relaxed);
+            Some(chunk)
+        })
     }
 
     /// Gives a run back of which the first `committed` bytes are committed.
@@ -288,7 +289,7 @@ impl RegionHeap {
         let dirty = if zeroed { 0 } else { mask };
         entry.dirty.store(entry.dirty.load(Relaxed) & !mask | dirty, Relaxed);
         let bytes = dirty.count_ones() as u64 * GRANULE as u64;
-        let dirty_free = block.dirty_free.fetch_add(bytes, Relaxed) + bytes;
+        let dirty_free = block.dirty_free.fetch_add(bytes, Relaxed).saturating_add(bytes);
         self.enlist(process, chunk);
         let empty = entry.used.load(Relaxed) & self.chunk_mask(chunk) == 0;
         let resident = entry.dirty.load(Relaxed) != 0;
@@ -432,10 +433,10 @@ impl RegionHeap {
         block.purged_at.store(now, Relaxed);
         let keep = block.retain.load(Relaxed) / 2;
         for list in block.lists.iter().rev() {
-            let mut at = list.load(Relaxed);
-            while at != 0 && block.dirty_free.load(Relaxed) > keep {
-                let chunk = ChunkIdx(at - 1);
-                at = self.chunk(chunk).next.load(Relaxed);
+            for chunk in self.listed(list) {
+                if block.dirty_free.load(Relaxed) <= keep {
+                    break;
+                }
                 if self.free_granules(chunk) == self.chunk_mask(chunk) {
                     self.give_up_chunk(process, chunk);
                 } else {
@@ -492,10 +493,7 @@ impl RegionHeap {
         let block = self.process(process);
         let guard = self.lock_process(process);
         for list in block.lists.iter().rev() {
-            let mut at = list.load(Relaxed);
-            while at != 0 {
-                let chunk = ChunkIdx(at - 1);
-                at = self.chunk(chunk).next.load(Relaxed);
+            for chunk in self.listed(list) {
                 if self.free_granules(chunk) == self.chunk_mask(chunk) {
                     self.give_up_chunk(process, chunk);
                 } else {
@@ -509,8 +507,7 @@ impl RegionHeap {
 
     /// The first chunk of each of a process's lists, for `verify`.
     pub(crate) fn list_head(&self, process: ProcessSlot, list: usize) -> Option<ChunkIdx> {
-        let at = self.process(process).lists.get(list)?.load(Relaxed);
-        if at == 0 || at > self.chunk_count() { None } else { Some(ChunkIdx(at - 1)) }
+        self.chunk_at(self.process(process).lists.get(list)?.load(Relaxed))
     }
 
     /// The list a chunk belongs on, for `verify`; `None` for a chunk without free granules.

@@ -341,7 +341,7 @@ impl RegionHeap {
         self.forget_keeper(head);
         self.set_entry(head, Entry::FREE);
         drop(guard);
-        let span = entry.span().clamp(1, self.chunk_count() - first.0);
+        let span = self.large_span(first);
         self.give_up_large(first, span);
         span as usize
     }
@@ -401,21 +401,22 @@ impl RegionHeap {
     /// Bytes in blocks that are handed out, all processes' together. Counted, not remembered: a
     /// process that dies between a free and its account of it would leave a wrong sum.
     pub(crate) fn bytes_allocated(&self) -> usize {
-        let mut bytes = 0;
+        let mut bytes = 0usize;
         self.for_each_head(|head, entry| {
             let owner = entry.owner();
-            bytes += match entry.kind() {
+            let more = match entry.kind() {
                 Kind::Slab => {
                     let class = ClassId::new(entry.class_index());
                     Slab::new(self, head, class).live() as usize * class.size()
                 }
                 Kind::Run if !self.desc(head).is_run_returned() => {
-                    let granules = self.desc(head).run_granules.load(Relaxed);
+                    let granules = self.run_granules(head);
                     self.block_size(Block::Run { head, granules, owner })
                 }
                 Kind::Large => self.block_size(Block::Large { head }),
                 _ => 0,
             };
+            bytes = more.saturating_add(bytes);
         });
         bytes
     }

@@ -207,6 +207,14 @@ impl<'a> Slab<'a> {
     pub(crate) fn offset_of(&self, block: u32) -> usize {
         self.head.0 as usize * GRANULE + block as usize * self.class.size()
     }
+    /// The bits of word `index` that stand for blocks: not all of the last one's do.
+    #[inline]
+    fn blocks_in(&self, index: usize) -> u64 {
+        match self.class.blocks() as usize - index * 64 {
+            n if n >= 64 => u64::MAX,
+            n => (1 << n) - 1,
+        }
+    }
     /// Whether no block is handed out (as far as the owner knows).
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
@@ -235,7 +243,7 @@ impl<'a> Slab<'a> {
             return false;
         }
         word.store(seen | bit, Relaxed);
-        self.desc.free.store(self.free_count() + 1, Relaxed);
+        self.desc.free.store(self.free_count().wrapping_add(1), Relaxed);
         true
     }
 
@@ -251,7 +259,7 @@ impl<'a> Slab<'a> {
         let mut places = out.iter_mut().rev();
         let mut wanted = places.len();
         for (index, word) in self.bits.iter().enumerate() {
-            let mut left = word.load(Relaxed);
+            let mut left = word.load(Relaxed) & self.blocks_in(index);
             if left == 0 {
                 continue;
             }
@@ -308,7 +316,7 @@ impl<'a> Slab<'a> {
             place.store(word, Relaxed);
         }
         let refused = wild + twice;
-        self.desc.free.store(self.free_count() + (seen as u32 - refused), Relaxed);
+        self.desc.free.store(self.free_count().wrapping_add(seen as u32 - refused), Relaxed);
         (seen, refused)
     }
 
@@ -343,7 +351,7 @@ impl<'a> Slab<'a> {
             word.store(seen | good, Ordering::Release);
             remote.fetch_and(!returned, Ordering::AcqRel);
         }
-        self.desc.free.store(self.free_count() + back, Relaxed);
+        self.desc.free.store(self.free_count().wrapping_add(back), Relaxed);
         (back, refused)
     }
 

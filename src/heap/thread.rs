@@ -22,7 +22,7 @@ use super::layout::{ProcessSlot, RegionHeap};
 use super::remote;
 use super::slab::{Listing, Slab, uses_area};
 use crate::base::classes::{CLASSES, ClassId};
-use crate::base::units::{GRANULE, PAGE};
+use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK, PAGE};
 use crate::base::{Error, Result};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
 
@@ -138,7 +138,8 @@ impl RegionHeap {
                 let head = GranuleIdx(granule.0 - entry.distance());
                 let class = ClassId::new(entry.class_index());
                 let at = (offset - head.0 as usize * GRANULE) as u32;
-                if at >= class.slab_granules() * GRANULE as u32 {
+                let end = head.0 + class.slab_granules();
+                if at >= class.slab_granules() * GRANULE as u32 || end > self.granules() {
                     return Err(wrong);
                 }
                 let index = class.block_of(at);
@@ -151,19 +152,28 @@ impl RegionHeap {
                 if entry.distance() != 0 || !offset.is_multiple_of(GRANULE) {
                     return Err(wrong);
                 }
-                let granules = self.desc(granule).run_granules.load(Relaxed);
-                if granules == 0 || granules > super::process::MAX_RUN {
-                    return Err(wrong);
+                match self.run_granules(granule) {
+                    0 => Err(wrong),
+                    granules => Ok(Block::Run { head: granule, granules, owner }),
                 }
-                Ok(Block::Run { head: granule, granules, owner })
             }
             Kind::Large => {
-                if !offset.is_multiple_of(GRANULE) {
+                if !offset.is_multiple_of(CHUNK) {
                     return Err(wrong);
                 }
                 Ok(Block::Large { head: granule })
             }
         }
+    }
+
+    /// Granules of the run that begins at `head`: 1 to [`MAX_RUN`](super::process::MAX_RUN), all in its
+    /// chunk and in the region; 0 where the descriptor says anything else.
+    #[inline]
+    pub(crate) fn run_granules(&self, head: GranuleIdx) -> u32 {
+        let granules = self.desc(head).run_granules.load(Relaxed);
+        let (_, bit) = Self::chunk_of(head);
+        let most = (GRANULES_PER_CHUNK as u32 - bit).min(super::process::MAX_RUN);
+        if granules > most || head.0 + granules > self.granules() { 0 } else { granules }
     }
 
     /// Bytes that a block can hold.
@@ -176,7 +186,7 @@ impl RegionHeap {
                 let committed = self.desc(head).committed.load(Relaxed) as usize;
                 committed.min(granules as usize * GRANULE)
             }
-            Block::Large { head } => self.chunk(Self::chunk_of(head).0).bytes(),
+            Block::Large { head } => self.large_size(Self::chunk_of(head).0),
         }
     }
 
@@ -271,10 +281,10 @@ impl RegionHeap {
             return false;
         }
         self.forget_keeper(head);
-        if !self.end_entry(head, seen) {
+        let granules = self.run_granules(head);
+        if granules == 0 || !self.end_entry(head, seen) {
             return false;
         }
-        let granules = self.desc(head).run_granules.load(Relaxed).min(super::process::MAX_RUN);
         let committed = self.desc(head).committed.load(Relaxed);
         self.desc(head).run_granules.store(0, Relaxed);
         for distance in 1..granules {
@@ -382,6 +392,8 @@ impl ThreadHeap {
         out: &mut [*mut u8],
     ) -> Result<usize> {
         let mut collected = false;
+        // Slabs of a sound list have free blocks, all of them; a damaged one ends some time.
+        let mut patience = heap.granules();
         loop {
             let bin = self.bins[class.index()];
             if bin.current != 0 {
@@ -397,7 +409,8 @@ impl ThreadHeap {
                 self.bins[class.index()].current = 0;
             }
             let partial = self.bins[class.index()].partial;
-            if partial != 0 {
+            if partial != 0 && patience > 0 {
+                patience -= 1;
                 let slab = Slab::new(heap, GranuleIdx(partial - 1), class);
                 self.unlist(heap, &slab);
                 slab.set_listing(Listing::Current);
@@ -422,15 +435,12 @@ impl ThreadHeap {
     ) -> Result<usize> {
         let class = current.class;
         self.collect(heap);
-        let mut at = self.bins[class.index()].partial;
-        while at != 0 {
-            let slab = Slab::new(heap, GranuleIdx(at - 1), class);
+        for slab in Self::listed(heap, class, self.bins[class.index()].partial) {
             let got = slab.take_free(heap.granule_addr(slab.head), out);
             if got > 0 {
                 out.copy_within(out.len() - got.., 0);
                 return Ok(got);
             }
-            at = slab.desc.next.load(Relaxed);
         }
         let got = current.take_free(heap.granule_addr(current.head), out);
         if got == 0 {
@@ -603,7 +613,8 @@ impl ThreadHeap {
         for distance in 0..granules {
             heap.set_entry(GranuleIdx(slab.head.0 + distance), Entry::FREE);
         }
-        self.bins[slab.class.index()].slabs -= 1;
+        let bin = &mut self.bins[slab.class.index()];
+        bin.slabs = bin.slabs.saturating_sub(1);
         let bytes = granules as u64 * GRANULE as u64;
         heap.process(self.process).in_slabs.fetch_sub(bytes, Relaxed);
         let committed = slab.desc.committed.load(Relaxed);
@@ -622,15 +633,31 @@ impl ThreadHeap {
     }
 
     fn unlist(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
-        let (next, prev) = (slab.desc.next.load(Relaxed), slab.desc.prev.load(Relaxed));
+        let granules = slab.class.slab_granules();
+        let next = heap.slab_at(slab.desc.next.load(Relaxed), granules);
+        let prev = heap.slab_at(slab.desc.prev.load(Relaxed), granules);
+        let link = |head: Option<GranuleIdx>| head.map_or(0, |head| head.0 + 1);
+        let bin = &mut self.bins[slab.class.index()];
         match prev {
-            0 => self.bins[slab.class.index()].partial = next,
-            prev => heap.desc(GranuleIdx(prev - 1)).next.store(next, Relaxed),
+            Some(prev) if bin.partial != slab.head.0 + 1 => {
+                heap.desc(prev).next.store(link(next), Relaxed);
+            }
+            _ => bin.partial = link(next),
         }
-        if next != 0 {
-            heap.desc(GranuleIdx(next - 1)).prev.store(prev, Relaxed);
+        if let Some(next) = next {
+            heap.desc(next).prev.store(link(prev), Relaxed);
         }
         slab.set_listing(Listing::Full);
+    }
+
+    /// The slabs of a class from a link on. A damaged list ends, too.
+    fn listed(heap: &RegionHeap, class: ClassId, first: u32) -> impl Iterator<Item = Slab<'_>> {
+        let mut at = first;
+        (0..heap.granules()).map_while(move |_| {
+            let slab = Slab::new(heap, heap.slab_at(at, class.slab_granules())?, class);
+            at = slab.desc.next.load(Relaxed);
+            Some(slab)
+        })
     }
 
     /// Takes in what others returned to this heap's slabs and runs.
@@ -718,10 +745,7 @@ impl ThreadHeap {
                     slab.set_listing(Listing::Full);
                 }
             }
-            let mut at = self.bins[index].partial;
-            while at != 0 {
-                let slab = Slab::new(heap, GranuleIdx(at - 1), class);
-                at = slab.desc.next.load(Relaxed);
+            for slab in Self::listed(heap, class, self.bins[index].partial) {
                 if slab.is_empty() {
                     self.unlist(heap, &slab);
                     self.release(heap, &slab);
@@ -742,12 +766,8 @@ impl ThreadHeap {
             if bin.current != 0 {
                 visit(class, GranuleIdx(bin.current - 1), true);
             }
-            let mut at = bin.partial;
-            let mut left = heap.granules();
-            while at != 0 && at <= heap.granules() && left > 0 {
-                left -= 1;
-                visit(class, GranuleIdx(at - 1), false);
-                at = heap.desc(GranuleIdx(at - 1)).next.load(Relaxed);
+            for slab in Self::listed(heap, class, bin.partial) {
+                visit(class, slab.head, false);
             }
         }
     }

@@ -274,7 +274,7 @@ impl<'a> Roots<'a> {
             let bytes: [u8; 8] = bytes.try_into().unwrap_or_default();
             word.store(u64::from_ne_bytes(bytes), Relaxed);
         }
-        let stamp = entry.stamp.load(Relaxed) + 1;
+        let stamp = entry.stamp.load(Relaxed).wrapping_add(1);
         entry.stamp.store(stamp, Ordering::Release);
         Ok(Root { target, entry: index as u32, stamp, _type: PhantomData })
     }
@@ -330,7 +330,7 @@ impl<'a> Roots<'a> {
     pub fn unpublish<T>(&self, root: Root<T>) -> Result<OffsetPtr<T>> {
         let _guard = self.alloc.engine().lock_roots();
         let entry = self.check(root)?;
-        entry.stamp.store(root.stamp + 1, Ordering::Release);
+        entry.stamp.store(root.stamp.wrapping_add(1), Ordering::Release);
         Ok(root.target)
     }
 

@@ -80,38 +80,48 @@ fn take<W: Word>(word: &W, holder: Holder, is_dead: impl Fn(Holder) -> bool) -> 
     if word.replace(0, holder.0, Ordering::Acquire) {
         return false;
     }
-    take_slow(word, holder, &is_dead)
+    take_slow(word, holder, &is_dead, None).unwrap_or(false)
 }
 
+/// With `patience`, sleeps no longer than that (in nanoseconds) in all, and then gives up: `None`.
 #[cold]
-fn take_slow<W: Word>(word: &W, holder: Holder, is_dead: &dyn Fn(Holder) -> bool) -> bool {
+fn take_slow<W: Word>(
+    word: &W,
+    holder: Holder,
+    is_dead: &dyn Fn(Holder) -> bool,
+    patience: Option<u64>,
+) -> Option<bool> {
     for _ in 0..SPINS {
         core::hint::spin_loop();
         if word.load() == 0 && word.replace(0, holder.0, Ordering::Acquire) {
-            return false;
+            return Some(false);
         }
     }
-    let mut sleep = FIRST_SLEEP;
+    let (mut sleep, mut slept) = (FIRST_SLEEP, 0);
     loop {
         let seen = word.load();
         if seen == 0 {
             // Others may still sleep: keep the waiters bit, an unneeded wake is harmless.
             if word.replace(0, holder.0 | WAITERS, Ordering::Acquire) {
-                return false;
+                return Some(false);
             }
             continue;
+        }
+        if patience.is_some_and(|patience| slept >= patience) {
+            return None;
         }
         if seen & WAITERS == 0 && !word.replace(seen, seen | WAITERS, Ordering::Relaxed) {
             continue;
         }
         word.wait(seen | WAITERS, sleep);
+        slept += sleep;
         // Whoever still has it after a sleep may not be there any more.
         let still = word.load() | WAITERS == seen | WAITERS;
         if still
             && is_dead(Holder(seen & !WAITERS))
             && word.replace(seen | WAITERS, holder.0 | WAITERS, Ordering::Acquire)
         {
-            return true;
+            return Some(true);
         }
         sleep = (2 * sleep).min(LAST_SLEEP);
     }
@@ -154,6 +164,26 @@ impl ShmLock {
     ) -> (ShmGuard<'_>, bool) {
         let inherited = take(&self.word, holder, is_dead);
         (ShmGuard { lock: self }, inherited)
+    }
+
+    /// [`lock_or_inherit`](Self::lock_or_inherit) that gives up when others have had the lock for
+    /// `patience` nanoseconds of sleep: for whoever has no reason yet to believe the word.
+    pub(crate) fn lock_within(
+        &self,
+        patience: u64,
+        holder: Holder,
+        is_dead: impl Fn(Holder) -> bool,
+    ) -> Option<(ShmGuard<'_>, bool)> {
+        if self.word.replace(0, holder.0, Ordering::Acquire) {
+            return Some((ShmGuard { lock: self }, false));
+        }
+        let inherited = take_slow(&self.word, holder, &is_dead, Some(patience))?;
+        Some((ShmGuard { lock: self }, inherited))
+    }
+
+    /// Whether the word names this holder.
+    pub(crate) fn names(&self, holder: Holder) -> bool {
+        self.word.load(Ordering::Relaxed) & !WAITERS == holder.0
     }
 
     /// Leaves a lock whose guard was forgotten: for the fork hooks, which take it in one function
@@ -225,6 +255,18 @@ mod tests {
         drop(guard);
         assert!(!lock.is_locked());
         assert!(!lock.lock_or_inherit(one, |_| true).1);
+    }
+
+    #[test]
+    fn patience_ends() {
+        let lock = ShmLock::new();
+        let (one, two) = (Holder::number(1), Holder::number(2));
+        drop(lock.lock_within(0, one, |_| false).unwrap());
+        core::mem::forget(lock.lock(one));
+        assert!(lock.lock_within(3 * FIRST_SLEEP, two, |_| false).is_none());
+        assert!(lock.names(one) && !lock.names(two));
+        let (_guard, inherited) = lock.lock_within(3 * FIRST_SLEEP, two, |_| true).unwrap();
+        assert!(inherited && lock.names(two));
     }
 }
 

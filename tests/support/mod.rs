@@ -98,7 +98,7 @@ pub fn role(test: &str) -> Option<String> {
 /// Runs `test` of this program again in another process, which finds `what` in [`role`].
 pub fn other_process(test: &str, what: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env("HSHM_TEST_ROLE", format!("{test}={what}"))
         .output()
         .unwrap()

@@ -41,9 +41,11 @@ impl Buddy {
         self.link(self.words.get(self.head_of(list))?)
     }
 
-    /// Pages in a list.
+    /// Pages in a list; more than there could be is damage.
     pub(super) fn length(&self, list: usize) -> Result<u64> {
-        self.words.get(self.head_of(list) + 8)
+        let length = self.words.get(self.head_of(list) + 8)?;
+        let most = (self.end - self.first) / self.headers.min_page();
+        if length <= most { Ok(length) } else { Err(Error::Corrupt) }
     }
 
     #[inline]

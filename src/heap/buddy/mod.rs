@@ -388,6 +388,18 @@ impl Buddy {
         })
     }
 
+    /// Counts a free that was refused.
+    pub(crate) fn count_refused(&self) {
+        if let Ok(shared) = self.shared() {
+            shared.refused.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Frees that were refused so far.
+    pub(crate) fn refused(&self) -> u64 {
+        self.shared().map_or(0, |shared| shared.refused.load(Relaxed))
+    }
+
     /// Payload bytes of used pages.
     pub(crate) fn in_use(&self) -> u64 {
         self.shared().map_or(0, |shared| shared.in_use.load(Relaxed))

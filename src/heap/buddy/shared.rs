@@ -9,11 +9,13 @@ use crate::heap::words::{Atoms, Words};
 use crate::ptr::OffsetPtr;
 use crate::region::Region;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::sync::shm_lock::ShmLock;
+use crate::sync::shm_lock::{Holder, ShmLock};
 
 /// "hshmBDDY", little-endian.
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmBDDY");
 const VERSION: u32 = 1;
+/// How long whoever attaches waits for the lock, in nanoseconds of sleep.
+const LOCK_PATIENCE: u64 = 2_000_000_000;
 
 /// What lies in the region: first what never changes, then what the lock guards.
 #[repr(C, align(64))]
@@ -44,7 +46,9 @@ pub(crate) struct Shared {
     pub(super) committed: AtomicU64,
     /// Coalescings so far.
     pub(super) merges: AtomicU64,
-    _rest: [AtomicU64; 5],
+    /// Frees that were refused.
+    pub(super) refused: AtomicU64,
+    _rest: [AtomicU64; 4],
 }
 
 // SAFETY: `repr(C)`; 8 words, then a word of two halves, 3 of the heap and 4, then 8: no padding.
@@ -93,6 +97,7 @@ impl Buddy {
         shared.heap.copy_from(&heap);
         shared.committed.store(first, Ordering::Relaxed);
         shared.merges.store(0, Ordering::Relaxed);
+        shared.refused.store(0, Ordering::Relaxed);
         let end = align_down(heap.end() as usize, UNIT as usize) as u64;
         let buddy = Buddy { region, words, headers, at, tables, first, end };
         buddy.reset_caches(shared)?;
@@ -103,6 +108,9 @@ impl Buddy {
 
     /// Attaches the buddy whose header lies at `at`, and believes nothing of it unchecked.
     pub(crate) fn attach(region: Region, at: OffsetPtr<u8>) -> Result<Buddy> {
+        if !region.is_writable() {
+            return Err(Error::ReadOnly);
+        }
         let words = words_of(&region)?;
         let at = at.offset();
         let outside = Error::OffsetOutOfRange { offset: at, length: words.len() };
@@ -137,6 +145,10 @@ impl Buddy {
         let end = align_down(end as usize, UNIT as usize) as u64;
         let buddy = Buddy { region, words, headers, at, tables, first, end };
         buddy.position(shared)?;
+        // Its holders are not known by name. One that does not come back would be waited for, by
+        // every call, for ever.
+        let lock = shared.lock.lock_within(LOCK_PATIENCE, Holder::UNKNOWN, |_| false);
+        drop(lock.ok_or(Error::Busy)?);
         Ok(buddy)
     }
 }
