@@ -2,6 +2,8 @@
 
 mod buddy;
 mod ctx;
+#[cfg(all(test, not(loom)))]
+mod damaged;
 mod stack;
 mod thread_local;
 mod traits;

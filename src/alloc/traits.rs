@@ -179,8 +179,9 @@ pub(crate) unsafe fn move_block<A: Allocator + ?Sized>(
 ) -> Result<OffsetPtr<u8>> {
     let moved = alloc.allocate_offset(ctx, new)?;
     let (from, to) = (alloc.resolve(old), alloc.resolve(moved));
-    // SAFETY: both blocks are live and distinct, and the length is within both.
-    unsafe { ptr::copy_nonoverlapping(from, to, old_size.min(new.size())) };
+    // SAFETY: both blocks are live, and the length is within both. They are distinct in every sound
+    // heap; in one that another process damages they may overlap.
+    unsafe { ptr::copy(from, to, old_size.min(new.size())) };
     // SAFETY: the caller vouches for `old`, and its contents have moved.
     unsafe { alloc.free_offset_no_null_check(ctx, old)? };
     Ok(moved)

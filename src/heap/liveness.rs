@@ -237,12 +237,13 @@ impl RegionHeap {
             return true;
         }
         // The estate has none.
-        number != 0 && (0..=self.visitor().0).map(ProcessSlot).any(|slot| {
-            let block = self.process(slot);
-            block.number.load(Relaxed) == number
-                && block.state.load(Relaxed) != SLOT_FREE
-                && !self.is_left_behind(slot)
-        })
+        number != 0
+            && (0..=self.visitor().0).map(ProcessSlot).any(|slot| {
+                let block = self.process(slot);
+                block.number.load(Relaxed) == number
+                    && block.state.load(Relaxed) != SLOT_FREE
+                    && !self.is_left_behind(slot)
+            })
     }
 
     /// In a forked child's copy of the region: nobody but the child will ever change what the

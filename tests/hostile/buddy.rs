@@ -3,8 +3,8 @@
 use std::alloc::Layout;
 
 use hshm::{
-    Allocator, Backend, BuddyAllocator, Heap, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Region,
-    RegionOptions,
+    Allocator, Backend, BuddyAllocator, Heap, KIB, MIB, MemContext, MemfdBackend, OffsetPtr,
+    Region, RegionOptions,
 };
 
 use super::choices::Choices;
@@ -34,8 +34,8 @@ impl Scene {
         let start = region.payload_offset() as u64;
         let heap = Heap::new(start, LEN as u64).unwrap();
         let metadata = BuddyAllocator::MIN_METADATA;
-        let buddy =
-            BuddyAllocator::shm_init(region.clone(), OffsetPtr::new(start), heap, metadata).unwrap();
+        let buddy = BuddyAllocator::shm_init(region.clone(), OffsetPtr::new(start), heap, metadata)
+            .unwrap();
         let mut blocks = Vec::new();
         for size in [32, 100, 5000, 20 * KIB, 32, 700, 60 * KIB, 100, 16 * KIB, 40 * KIB] {
             blocks.push(buddy.allocate_offset(CTX, layout(size, 8)).unwrap().offset());
@@ -45,7 +45,8 @@ impl Scene {
             unsafe { buddy.free_offset(CTX, OffsetPtr::new(block)) }.unwrap();
         }
         let header = buddy.header_offset();
-        let image = Image::of(&region, header.offset() as usize + 4096, &[header.offset() as usize + LOCK]);
+        let image =
+            Image::of(&region, header.offset() as usize + 4096, &[header.offset() as usize + LOCK]);
         Scene { region, header, image, blocks }
     }
 

@@ -79,7 +79,9 @@ fn all_kinds<A: Checked, B: Checked>(owner: &A, freer: &A, other: &B) {
         let usable = owner.usable_size(OffsetPtr::new(blocks[1])).unwrap() as u64;
         let mut inside: Vec<u64> = (1..usable.min(600)).collect();
         inside.extend((0..200).map(|_| 1 + choices.below(usable as usize - 1) as u64));
-        inside.extend([4096, 65536, MIB as u64, 4 * MIB as u64].into_iter().filter(|at| *at < usable));
+        inside.extend(
+            [4096, 65536, MIB as u64, 4 * MIB as u64].into_iter().filter(|at| *at < usable),
+        );
         inside.push(usable - 1);
         for at in inside {
             let error = refuse(freer, blocks[1] + at);

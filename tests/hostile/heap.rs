@@ -129,7 +129,8 @@ impl Scene {
                 }
                 14 => {
                     let old = OffsetPtr::new(self.offset(choices, &mine));
-                    let size = choices.one_of(&[1, 90, 5000, 60 * KIB, 500 * KIB, 3 * MIB, 9 * MIB]);
+                    let size =
+                        choices.one_of(&[1, 90, 5000, 60 * KIB, 500 * KIB, 3 * MIB, 9 * MIB]);
                     // SAFETY: as above.
                     let moved = unsafe { alloc.reallocate_offset(CTX, old, layout(size, 8)) };
                     if let Ok(block) = moved {

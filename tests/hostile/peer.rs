@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use hshm::{
-    Allocator, Backend, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Region, RegionOptions, Roots,
-    ThreadLocalAllocator,
+    Allocator, Backend, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Region, RegionOptions,
+    Roots, ThreadLocalAllocator,
 };
 
 use super::choices::Choices;
@@ -87,7 +87,8 @@ fn work(seconds: f64, seed: u64) {
                     _ => choices.below(LEN) as u64 & !7,
                 };
                 // SAFETY: nobody uses any block; what is none is refused.
-                fine += u64::from(unsafe { alloc.free_offset(CTX, OffsetPtr::new(offset)) }.is_ok());
+                fine +=
+                    u64::from(unsafe { alloc.free_offset(CTX, OffsetPtr::new(offset)) }.is_ok());
             }
         }
         match choices.below(8) {
