@@ -181,10 +181,10 @@ unsafe impl Allocator for BuddyAllocator {
     }
 
     unsafe fn free_offset_no_null_check(&self, _: MemContext, block: OffsetPtr<u8>) -> Result<()> {
-        self.heap.free(block.offset()).map_err(|error| self.refused(error))
+        self.heap.free(block.offset()).map_err(|error| self.refuse_free(error))
     }
 
-    fn refused(&self, error: Error) -> Error {
+    fn refuse_free(&self, error: Error) -> Error {
         self.heap.count_refused();
         error
     }

@@ -472,9 +472,11 @@ unsafe impl Allocator for ThreadLocalAllocator {
     ) -> Result<()> {
         let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
         let found = self.heap.find_block(offset);
-        found.and_then(|found| self.free_block(offset, found)).map_err(|error| self.refused(error))
+        found
+            .and_then(|found| self.free_block(offset, found))
+            .map_err(|error| self.refuse_free(error))
     }
-    fn refused(&self, error: Error) -> Error {
+    fn refuse_free(&self, error: Error) -> Error {
         self.heap.source().refused_frees.fetch_add(1, Relaxed);
         error
     }

@@ -75,7 +75,7 @@ pub unsafe trait Allocator: Send + Sync {
     /// If `block` is live, nobody uses it any more.
     unsafe fn free_offset(&self, ctx: MemContext, block: OffsetPtr<u8>) -> Result<()> {
         if block.is_null() {
-            return Err(self.refused(Error::NotABlock { offset: block.offset() }));
+            return Err(self.refuse_free(Error::NotABlock { offset: block.offset() }));
         }
         // SAFETY: the caller's contract is the same.
         unsafe { self.free_offset_no_null_check(ctx, block) }
@@ -90,7 +90,7 @@ pub unsafe trait Allocator: Send + Sync {
 
     /// Counts a free that is refused with `error`, where the allocator keeps count, and gives the
     /// error back.
-    fn refused(&self, error: Error) -> Error {
+    fn refuse_free(&self, error: Error) -> Error {
         error
     }
 
@@ -157,9 +157,9 @@ pub unsafe trait Allocator: Send + Sync {
         Self: Sized,
     {
         if block.is_null() {
-            return Err(self.refused(Error::NotABlock { offset: u64::MAX }));
+            return Err(self.refuse_free(Error::NotABlock { offset: u64::MAX }));
         }
-        let offset = own_offset(self, block.shm()).map_err(|error| self.refused(error))?;
+        let offset = own_offset(self, block.shm()).map_err(|error| self.refuse_free(error))?;
         // SAFETY: the caller vouches for the block.
         unsafe { self.free_offset(ctx, offset.cast()) }
     }

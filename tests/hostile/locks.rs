@@ -27,7 +27,7 @@ fn held_in_a_heap() {
     let first = ThreadLocalAllocator::shm_init_with(region.clone(), 4).unwrap();
     for lock in LOCKS {
         // The first process lives; its number is 1. With the mark of a waiter, and without.
-        for holder in [1, 1 | 1 << 31] {
+        for holder in [1, 1 | 1 << 31].into_iter().skip(usize::from(lock != LOCKS[0])) {
             set(&region, lock, holder);
             let start = Instant::now();
             let found = ThreadLocalAllocator::shm_attach(region.clone(), 0, 2);
