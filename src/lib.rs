@@ -44,6 +44,7 @@
 //! | regions | [`Region`], [`RegionOptions`], [`ShareToken`] |
 //! | what is behind them ([`Backend`]) | [`MemfdBackend`], [`PosixShmMmap`], [`FileBackend`], [`PosixMmap`], [`MallocBackend`], [`ArrayBackend`] |
 //! | allocators of one's own ([`Allocator`]) | [`ThreadLocalAllocator`], [`BuddyAllocator`], [`StackAllocator`], bound to a [`MemContext`] by [`CtxAllocator`]; the bump source [`Heap`] |
+//! | containers in shared memory | [`ShmBox`], [`ShmVec`], [`ShmString`], [`ShmHashMap`], and the queue [`ShmRing`] with its [`RingHandle`]s, in a [`ShmHeap`]; more in [`containers`] |
 //! | arenas | [`arena`]: [`Arena`](arena::Arena), [`scratch`](arena::scratch), [`ArenaVec`](arena::ArenaVec), pools |
 //! | looking inside | [`HshmAlloc::verify`], [`HeapReport`], [`Fault`], [`Accounting`] |
 //! | errors and units | [`Error`], [`ErrorCode`], [`Unit`], [`AllocatorId`], [`ThreadId`] |
@@ -55,7 +56,7 @@
 //! that can be walked like one's own. With
 //! [`same_address(true)`](RegionOptions::same_address) it is an error if the place is taken, which
 //! is rare: regions lie at random multiples of 64 GiB. Structures made of [`OffsetPtr`] and of
-//! other [`ShmSafe`] types hold at any address.
+//! other [`ShmSafe`] types hold at any address; the [`containers`] are made of them.
 //!
 //! Some things hold in no other process: vtables and function pointers (`dyn Trait`, closures),
 //! references to statics (an empty `HashMap` of std holds one), file descriptors, thread ids,
@@ -94,6 +95,7 @@
 mod alloc;
 pub mod arena;
 mod base;
+pub mod containers;
 mod global;
 mod heap;
 mod os;
@@ -110,6 +112,7 @@ pub use base::{
     AllocatorId, Error, ErrorCode, GIB, KIB, MIB, MemContext, Result, ThreadId, Unit, align_down,
     align_up, is_aligned,
 };
+pub use containers::{RingHandle, ShmBox, ShmHashMap, ShmHeap, ShmRing, ShmString, ShmVec};
 #[cfg(feature = "c-api")]
 pub use global::c_api;
 pub use global::{AttachedHeap, HeapBackend, HeapStats, HeapToken, HshmAlloc, HshmAllocBuilder};

@@ -10,8 +10,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up.
-const LAYERS: [&str; 11] =
-    ["base", "sync", "os", "ptr", "region", "heap", "alloc", "arena", "share", "global", "observe"];
+const LAYERS: [&str; 12] = [
+    "base",
+    "sync",
+    "os",
+    "ptr",
+    "region",
+    "heap",
+    "alloc",
+    "arena",
+    "containers",
+    "share",
+    "global",
+    "observe",
+];
 
 /// The one file outside `os` that calls the C library, and says why.
 const FUTEX: &str = "sync/futex.rs";

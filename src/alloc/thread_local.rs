@@ -486,6 +486,10 @@ unsafe impl Allocator for ThreadLocalAllocator {
         self.heap.check_live(found)?;
         Ok(self.heap.block_size(found))
     }
+    unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.transfer(block, Owner::Nobody) }
+    }
     fn currently_allocated_size(&self) -> usize {
         self.heap.bytes_allocated()
     }

@@ -97,6 +97,20 @@ pub unsafe trait Allocator: Send + Sync {
     /// Bytes that the block at `block` can hold: at least what was asked for.
     fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize>;
 
+    /// Lets a block outlive the process that allocated it: it stays until somebody frees it, whoever
+    /// that is. Nothing to do for allocators whose blocks do that anyway, which is the default.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a block of less than 32 bytes, where the allocator cannot note
+    /// that; otherwise as [`usable_size`](Allocator::usable_size).
+    ///
+    /// # Safety
+    /// The block is this process's, or nobody's while no other process takes it over.
+    unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
+        let _ = block;
+        Ok(())
+    }
+
     /// Bytes in blocks that are handed out, as the allocator rounds them. Equal before and after
     /// balanced use.
     fn currently_allocated_size(&self) -> usize;

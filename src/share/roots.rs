@@ -231,8 +231,11 @@ impl<'a> Roots<'a> {
         // SAFETY: the block holds a `T` and is this process's.
         let done = unsafe { self.publish_at(name, target) };
         if done.is_err() {
-            // SAFETY: nobody has seen it. Its value is a plain one, with nothing to drop.
-            unsafe { self.alloc.free_offset(MemContext::DEFAULT, block)? };
+            // SAFETY: nobody has seen it. The value was written above, and goes with its block.
+            unsafe {
+                self.address(target).drop_in_place();
+                self.alloc.free_offset(MemContext::DEFAULT, block)?;
+            }
         }
         done
     }

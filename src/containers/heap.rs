@@ -1,0 +1,306 @@
+//! Which heaps the containers of this process live in: id -> base, length, allocator.
+//!
+//! A container knows its heap by id, which means the same in every process. Every look into a
+//! container goes through this table, so it is made for that: open addressing over 256 entries in
+//! static memory, no lock, two loads and a comparison where the id is found at once.
+//!
+//! An entry's key is stored last and never changes again. The rest changes only when a heap is
+//! [retired](ShmHeap::retire), or after a fork, when a child puts its own allocator there.
+#![allow(unsafe_code)] // references into shared memory
+
+use core::alloc::Layout;
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::alloc::Allocator;
+use crate::base::{AllocatorId, Error, MemContext, Result};
+use crate::os;
+use crate::ptr::{OffsetPtr, ShmPtr, ShmSafe};
+use crate::region::Region;
+use crate::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::lock::RawLock;
+
+const ENTRIES: usize = 256;
+/// No block is smaller: allocators cannot keep smaller ones for a process that dies.
+const LEAST: usize = 32;
+
+/// What a process has for a heap, made once and never freed.
+struct Home {
+    /// `None` for a heap that is only read.
+    alloc: Option<&'static dyn Allocator>,
+    /// See `os::fork_generation`.
+    generation: Option<u32>,
+}
+
+#[repr(align(32))]
+struct Entry {
+    /// Complement of the id's bits; zero for an empty entry.
+    key: AtomicU64,
+    /// Zero for a retired heap, in which no place is found.
+    len: AtomicUsize,
+    base: AtomicUsize,
+    home: AtomicPtr<Home>,
+}
+
+static TABLE: [Entry; ENTRIES] = [const {
+    Entry {
+        key: AtomicU64::new(0),
+        len: AtomicUsize::new(0),
+        base: AtomicUsize::new(0),
+        home: AtomicPtr::new(core::ptr::null_mut()),
+    }
+}; ENTRIES];
+static LOCK: RawLock = RawLock::new();
+
+/// The entry of an id, or the empty one where it would go.
+#[inline]
+fn probe(id: AllocatorId) -> Result<&'static Entry, Option<&'static Entry>> {
+    let key = !id.to_bits();
+    let home = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize;
+    for step in 0..ENTRIES {
+        let entry = &TABLE[(home + step) & (ENTRIES - 1)];
+        match entry.key.load(Ordering::Acquire) {
+            0 => return Err(Some(entry)),
+            found if found == key => return Ok(entry),
+            _ => {}
+        }
+    }
+    Err(None)
+}
+
+fn home(id: AllocatorId) -> Result<&'static Home> {
+    let entry = probe(id).map_err(|_| Error::UnknownAllocator { id })?;
+    // SAFETY: null, or a home, which are never freed; stored with Release.
+    unsafe { entry.home.load(Ordering::Acquire).as_ref() }.ok_or(Error::UnknownAllocator { id })
+}
+
+/// The allocator of a heap: [`Error::ReadOnly`] where there is none.
+fn allocator(id: AllocatorId) -> Result<&'static dyn Allocator> {
+    home(id)?.alloc.ok_or(Error::ReadOnly)
+}
+
+/// Whether this process may change a heap.
+pub(super) fn writable(id: AllocatorId) -> Result<()> {
+    allocator(id).map(|_| ())
+}
+
+/// Where this process sees `count` values of `T` at `offset` of a heap. The place is all inside the
+/// heap's region and aligned; what is there is not looked at. It stays mapped until the heap is
+/// retired.
+#[inline]
+pub(super) fn place<T>(id: AllocatorId, offset: u64, count: u64) -> Result<NonNull<T>> {
+    let Ok(entry) = probe(id) else { return Err(Error::UnknownAllocator { id }) };
+    let length = entry.len.load(Ordering::Acquire) as u64;
+    let out = Error::OffsetOutOfRange { offset, length };
+    let Some(bytes) = count.checked_mul(size_of::<T>() as u64) else { return Err(out) };
+    if offset >= length || bytes > length - offset {
+        return Err(if length == 0 { Error::UnknownAllocator { id } } else { out });
+    }
+    let address = entry.base.load(Ordering::Relaxed) + offset as usize;
+    if address & (align_of::<T>() - 1) != 0 {
+        return Err(Error::BadAlignment { align: align_of::<T>() });
+    }
+    NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(out)
+}
+
+/// A block that outlives this process: nobody's, until somebody frees it.
+pub(super) fn allocate(id: AllocatorId, layout: Layout) -> Result<u64> {
+    let alloc = allocator(id)?;
+    let block = alloc.allocate_offset(MemContext::DEFAULT, at_least(layout)?)?;
+    // SAFETY: this process's own, from just now, which nobody else knows.
+    if let Err(error) = unsafe { alloc.keep_offset(block) } {
+        // SAFETY: as above.
+        let _ = unsafe { alloc.free_offset(MemContext::DEFAULT, block) };
+        return Err(error);
+    }
+    Ok(block.offset())
+}
+
+/// Makes a block longer or shorter, in place where that can be. On an error it is unchanged.
+///
+/// # Safety
+/// The block came from [`allocate`] with this id and is the caller's alone.
+pub(super) unsafe fn reallocate(id: AllocatorId, block: u64, layout: Layout) -> Result<u64> {
+    let alloc = allocator(id)?;
+    let old = OffsetPtr::new(block);
+    // SAFETY: the caller's contract.
+    let new = unsafe { alloc.reallocate_offset(MemContext::DEFAULT, old, at_least(layout)?)? };
+    if new != old {
+        // SAFETY: as in `allocate`. Should it fail, the block is as good as any, until we die.
+        let _ = unsafe { alloc.keep_offset(new) };
+    }
+    Ok(new.offset())
+}
+
+/// Frees a block. In a process that cannot (it has the heap to read, or is a forked child) the block
+/// stays.
+///
+/// # Safety
+/// As for [`reallocate`], and it is not used again.
+pub(super) unsafe fn free(id: AllocatorId, block: u64) {
+    if let Ok(alloc) = allocator(id) {
+        // SAFETY: the caller's contract. What is no block is refused, and stays what it is.
+        let _ = unsafe { alloc.free_offset(MemContext::DEFAULT, OffsetPtr::new(block)) };
+    }
+}
+
+fn at_least(layout: Layout) -> Result<Layout> {
+    Layout::from_size_align(layout.size().max(LEAST), layout.align()).map_err(|_| too_large())
+}
+
+/// The error for a size that no memory can have.
+pub(super) fn too_large() -> Error {
+    Error::OutOfMemory { requested: usize::MAX, available: 0 }
+}
+
+/// A container that is used where its heap is not attached, or whose own words are damaged.
+#[cold]
+#[track_caller]
+pub(super) fn lost(error: Error) -> ! {
+    panic!("a container's memory is out of reach: {error}")
+}
+
+/// A heap that containers live in: the allocator that this process has for it, made known.
+///
+/// Containers know their heap by its id, in every process that has it. A process makes it known once
+/// ([`of`](Self::of), [`reader`](Self::reader)); from then on it can use all containers of that
+/// heap, wherever the heap is mapped. It stays mapped: that is what the `'static` is for.
+///
+/// What containers allocate outlives the process: it is freed when the container is dropped, and
+/// not when a process dies.
+///
+/// ```
+/// use hshm::{AllocatorId, Region, ShmHeap, ShmVec, ThreadLocalAllocator};
+/// # let region = Region::anonymous(AllocatorId::new(901, 0), 16 << 20)?;
+/// let alloc = Box::leak(Box::new(ThreadLocalAllocator::shm_init(region)?));
+/// let heap = ShmHeap::of(alloc)?;
+/// let mut primes = ShmVec::from_slice_in(&[2, 3, 5], heap)?;
+/// primes.push(7)?;
+/// assert_eq!(primes.iter().sum::<i32>(), 17);
+/// # Ok::<(), hshm::Error>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ShmHeap {
+    id: AllocatorId,
+}
+
+impl fmt::Debug for ShmHeap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ShmHeap({})", self.id)
+    }
+}
+
+impl ShmHeap {
+    /// Makes `alloc` the one that this process's containers use in its heap.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] where this process has one for that id (a forked child replaces its
+    /// parent's), [`Error::UnknownAllocator`] for one without an id, [`Error::TableFull`] after 256
+    /// different ids.
+    pub fn of<A: Allocator>(alloc: &'static A) -> Result<ShmHeap> {
+        Self::publish(alloc.id(), alloc.base(), alloc.region_len(), Some(alloc))
+    }
+
+    /// Lets this process look into the containers of a region that it may have mapped to read only.
+    /// Nothing can be allocated; what is dropped stays. The region stays mapped.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub fn reader(region: &Region) -> Result<ShmHeap> {
+        let heap = Self::publish(region.id(), region.base(), region.len(), None)?;
+        region.leak();
+        Ok(heap)
+    }
+
+    fn publish(
+        id: AllocatorId,
+        base: *mut u8,
+        len: usize,
+        alloc: Option<&'static dyn Allocator>,
+    ) -> Result<ShmHeap> {
+        if id.is_null() {
+            return Err(Error::UnknownAllocator { id });
+        }
+        let generation = os::fork_generation();
+        let home = Box::into_raw(Box::new(Home { alloc, generation }));
+        let _guard = LOCK.lock();
+        let refused = |error| {
+            // SAFETY: made just now, and nobody has seen it.
+            drop(unsafe { Box::from_raw(home) });
+            Err(error)
+        };
+        let entry = match probe(id) {
+            Ok(entry) => {
+                let of_now = self::home(id).is_ok_and(|home| home.generation == generation);
+                if entry.len.load(Ordering::Relaxed) != 0 && of_now {
+                    return refused(Error::AlreadyExists);
+                }
+                entry
+            }
+            Err(Some(entry)) => entry,
+            Err(None) => return refused(Error::TableFull { slots: ENTRIES }),
+        };
+        entry.home.store(home, Ordering::Release);
+        entry.base.store(base.expose_provenance(), Ordering::Relaxed);
+        entry.len.store(len, Ordering::Release);
+        entry.key.store(!id.to_bits(), Ordering::Release);
+        Ok(ShmHeap { id })
+    }
+
+    /// The heap of this id, where this process made it known.
+    pub fn by_id(id: AllocatorId) -> Result<ShmHeap> {
+        home(id).map(|_| ShmHeap { id })
+    }
+
+    /// Its id.
+    pub const fn id(self) -> AllocatorId {
+        self.id
+    }
+
+    /// Forgets the heap: its allocator and region may go.
+    ///
+    /// # Safety
+    /// From now on this process uses no container of the heap, and no reference into it.
+    pub unsafe fn retire(self) {
+        let _guard = LOCK.lock();
+        if let Ok(entry) = probe(self.id) {
+            entry.len.store(0, Ordering::Release);
+            entry.home.store(core::ptr::null_mut(), Ordering::Release);
+        }
+    }
+
+    fn own<T>(self, place: ShmPtr<T>) -> Result<NonNull<T>> {
+        if place.id() != self.id {
+            return Err(Error::ForeignPointer { found: place.id(), expected: self.id });
+        }
+        self::place(self.id, place.offset().offset(), 1)
+    }
+
+    /// The value at a place that another process told, such as the first container of a heap.
+    ///
+    /// # Errors
+    /// [`Error::ForeignPointer`], [`Error::OffsetOutOfRange`], [`Error::BadAlignment`] for a place
+    /// that cannot be; [`Error::UnknownAllocator`] after [`retire`](Self::retire).
+    ///
+    /// # Safety
+    /// While the reference is used, a valid `T` is there, and nobody, in any process, writes to it
+    /// or to what its containers hold, or frees any of it (outside of atomics, as a
+    /// [`ShmRing`](crate::ShmRing)'s). Valid means: what a container of this library holds, made by
+    /// the same version of it, and not bytes that somebody else put there.
+    pub unsafe fn get<T: ShmSafe>(self, place: ShmPtr<T>) -> Result<&'static T> {
+        let place = self.own(place)?;
+        // SAFETY: inside the heap, which stays mapped, and aligned; the rest is the caller's.
+        Ok(unsafe { place.as_ref() })
+    }
+
+    /// [`get`](Self::get), to change it. [`Error::ReadOnly`] where this process has the heap to read.
+    ///
+    /// # Safety
+    /// As for `get`, and nobody else, in any process, has a reference to the value or into it.
+    pub unsafe fn get_mut<T: ShmSafe>(self, place: ShmPtr<T>) -> Result<&'static mut T> {
+        writable(self.id)?;
+        let mut place = self.own(place)?;
+        // SAFETY: as in `get`; that nobody else has it is the caller's promise.
+        Ok(unsafe { place.as_mut() })
+    }
+}
