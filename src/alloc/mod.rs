@@ -1,5 +1,7 @@
 //! The allocators that users name, and the one trait they stand behind.
 
+#[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04"))]
+mod adapter;
 mod buddy;
 mod ctx;
 #[cfg(all(test, not(loom)))]

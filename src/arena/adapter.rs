@@ -1,91 +1,155 @@
 //! Arenas as allocators, for collections that take one: the trait `Allocator` of the crate
-//! `allocator-api2`, version 0.2, which hashbrown and others know (feature `allocator-api2-02`).
+//! `allocator-api2`, version 0.2, which hashbrown and others know (feature `allocator-api2-02`), and
+//! version 0.4 (feature `allocator-api2-04`).
 //!
 //! What such a collection frees goes back to the arena only if it was the last push; the rest waits
-//! for the end of the arena or the scope. Growing is in place under the same condition.
+//! for the end of the arena or the scope. Growing is in place under the same condition. Over
+//! [`BestFit`] and [`Tiers`] everything comes back that is freed.
 #![allow(unsafe_code)] // implements an unsafe trait
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-use allocator_api2_02::alloc::{AllocError, Allocator};
-
-use super::{Arena, SyncArena};
+use super::{Arena, BestFit, SyncArena, Tiers};
 
 fn block(place: NonNull<u8>, layout: Layout) -> NonNull<[u8]> {
     NonNull::slice_from_raw_parts(place, layout.size())
 }
 
-// SAFETY: a block is one push, which stays until the arena is popped, cleared or dropped: all of
-// them need the arena for themselves, while every copy of the allocator borrows it. (Scopes end
-// before what they are borrowed from, and take back nothing of it.)
-unsafe impl Allocator for &Arena<'_> {
-    #[inline]
-    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        self.try_push_layout(layout).map(|place| block(place, layout)).map_err(|_| AllocError)
-    }
-    fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let place = self.try_push_layout_zeroed(layout);
-        place.map(|place| block(place, layout)).map_err(|_| AllocError)
-    }
-    #[inline]
-    unsafe fn deallocate(&self, place: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's block, which was pushed with this length.
-        unsafe { self.shrink_last(place, layout.size(), 0) };
-    }
-    #[inline]
-    unsafe fn grow(
-        &self,
-        place: NonNull<u8>,
-        old: Layout,
-        new: Layout,
-    ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's block, which was pushed with the old length, and gets no shorter.
-        if unsafe { self.grow_last(place, old.size(), new.size(), new.align()) } {
-            return Ok(block(place, new));
+macro_rules! arenas_allocate {
+    ($version:ident) => {
+        mod $version {
+            use super::*;
+            use ::$version::alloc::{AllocError, Allocator};
+
+            // SAFETY: a block is one push, which stays until the arena is popped, cleared or dropped: all of
+            // them need the arena for themselves, while every copy of the allocator borrows it. (Scopes end
+            // before what they are borrowed from, and take back nothing of it.)
+            unsafe impl Allocator for &Arena<'_> {
+                #[inline]
+                fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+                    self.try_push_layout(layout)
+                        .map(|place| block(place, layout))
+                        .map_err(|_| AllocError)
+                }
+                fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+                    let place = self.try_push_layout_zeroed(layout);
+                    place.map(|place| block(place, layout)).map_err(|_| AllocError)
+                }
+                #[inline]
+                unsafe fn deallocate(&self, place: NonNull<u8>, layout: Layout) {
+                    // SAFETY: the caller's block, which was pushed with this length.
+                    unsafe { self.shrink_last(place, layout.size(), 0) };
+                }
+                #[inline]
+                unsafe fn grow(
+                    &self,
+                    place: NonNull<u8>,
+                    old: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    // SAFETY: the caller's block, which was pushed with the old length, and gets no shorter.
+                    if unsafe { self.grow_last(place, old.size(), new.size(), new.align()) } {
+                        return Ok(block(place, new));
+                    }
+                    let moved = self.allocate(new)?;
+                    // SAFETY: two different pushes, both at least as long as the old one.
+                    unsafe { moved.cast::<u8>().copy_from_nonoverlapping(place, old.size()) };
+                    Ok(moved)
+                }
+                unsafe fn grow_zeroed(
+                    &self,
+                    place: NonNull<u8>,
+                    old: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    // SAFETY: the caller's contract is the same; what was gained belongs to the block.
+                    unsafe {
+                        let grown = self.grow(place, old, new)?;
+                        grown.cast::<u8>().add(old.size()).write_bytes(0, new.size() - old.size());
+                        Ok(grown)
+                    }
+                }
+                unsafe fn shrink(
+                    &self,
+                    place: NonNull<u8>,
+                    old: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    if !place.addr().get().is_multiple_of(new.align()) {
+                        let moved = self.allocate(new)?;
+                        // SAFETY: two different pushes, both at least as long as the new one.
+                        unsafe { moved.cast::<u8>().copy_from_nonoverlapping(place, new.size()) };
+                        return Ok(moved);
+                    }
+                    // SAFETY: the caller's block, which was pushed with the old length, and gets no longer.
+                    // Where it is not the last push it keeps its bytes, but a later call gives the new length,
+                    // with which it does not end at the top either.
+                    unsafe { self.shrink_last(place, old.size(), new.size()) };
+                    Ok(block(place, new))
+                }
+            }
+
+            // SAFETY: as above; the lock orders the pushes.
+            unsafe impl Allocator for &SyncArena {
+                fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+                    self.try_push_layout(layout)
+                        .map(|place| block(place, layout))
+                        .map_err(|_| AllocError)
+                }
+                unsafe fn deallocate(&self, _: NonNull<u8>, _: Layout) {}
+            }
+
+            // SAFETY: a block stays until it is freed, or until the arena goes, which the heap borrows;
+            // it does not lie in the heap, which may be moved, and cannot be cloned.
+            unsafe impl Allocator for BestFit<'_> {
+                fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+                    let place = BestFit::allocate(self, layout);
+                    place.map(|place| block(place, layout)).map_err(|_| AllocError)
+                }
+                unsafe fn deallocate(&self, place: NonNull<u8>, _: Layout) {
+                    // SAFETY: the caller's block. A refusal leaves it where it is.
+                    let _ = unsafe { self.free(place) };
+                }
+                unsafe fn grow(
+                    &self,
+                    place: NonNull<u8>,
+                    old: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    if old.align() == new.align() {
+                        // SAFETY: the caller's block, which has the old layout.
+                        let grown = unsafe { self.reallocate(place, old, new.size()) };
+                        return grown.map(|place| block(place, new)).map_err(|_| AllocError);
+                    }
+                    let moved = Allocator::allocate(self, new)?;
+                    // SAFETY: two different blocks, both at least as long as the old one, which is
+                    // the caller's to give up.
+                    unsafe {
+                        moved.cast::<u8>().copy_from_nonoverlapping(place, old.size());
+                        Allocator::deallocate(self, place, old);
+                    }
+                    Ok(moved)
+                }
+            }
+
+            // SAFETY: as above.
+            unsafe impl Allocator for Tiers<'_> {
+                fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+                    let place = Tiers::allocate(self, layout);
+                    place.map(|place| block(place, layout)).map_err(|_| AllocError)
+                }
+                unsafe fn deallocate(&self, place: NonNull<u8>, layout: Layout) {
+                    // SAFETY: the caller's block, which has this layout: no other fits it, as blocks
+                    // are given out as long as they were asked for.
+                    let _ = unsafe { self.free(place, layout) };
+                }
+            }
         }
-        let moved = self.allocate(new)?;
-        // SAFETY: two different pushes, both at least as long as the old one.
-        unsafe { moved.cast::<u8>().copy_from_nonoverlapping(place, old.size()) };
-        Ok(moved)
-    }
-    unsafe fn grow_zeroed(
-        &self,
-        place: NonNull<u8>,
-        old: Layout,
-        new: Layout,
-    ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's contract is the same; what was gained belongs to the block.
-        unsafe {
-            let grown = self.grow(place, old, new)?;
-            grown.cast::<u8>().add(old.size()).write_bytes(0, new.size() - old.size());
-            Ok(grown)
-        }
-    }
-    unsafe fn shrink(
-        &self,
-        place: NonNull<u8>,
-        old: Layout,
-        new: Layout,
-    ) -> Result<NonNull<[u8]>, AllocError> {
-        if !place.addr().get().is_multiple_of(new.align()) {
-            let moved = self.allocate(new)?;
-            // SAFETY: two different pushes, both at least as long as the new one.
-            unsafe { moved.cast::<u8>().copy_from_nonoverlapping(place, new.size()) };
-            return Ok(moved);
-        }
-        // SAFETY: the caller's block, which was pushed with the old length, and gets no longer.
-        // Where it is not the last push it keeps its bytes, but a later call gives the new length,
-        // with which it does not end at the top either.
-        unsafe { self.shrink_last(place, old.size(), new.size()) };
-        Ok(block(place, new))
-    }
+    };
 }
 
-// SAFETY: as above; the lock orders the pushes.
-unsafe impl Allocator for &SyncArena {
-    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        self.try_push_layout(layout).map(|place| block(place, layout)).map_err(|_| AllocError)
-    }
-    unsafe fn deallocate(&self, _: NonNull<u8>, _: Layout) {}
-}
+#[cfg(feature = "allocator-api2-02")]
+arenas_allocate!(allocator_api2_02);
+#[cfg(feature = "allocator-api2-04")]
+arenas_allocate!(allocator_api2_04);

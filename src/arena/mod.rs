@@ -29,7 +29,8 @@
 //! assert_eq!(format!("{four:?}"), "Sum(Leaf(2), Leaf(2))");
 //! ```
 //!
-//! The feature `allocator-api2-02` makes arenas allocators for collections that know that trait;
+//! The features `allocator-api2-02` and `allocator-api2-04` make arenas (and all other allocators of
+//! the crate) allocators for collections that know that trait;
 //! `arena-trace` lets them count (`Arena::stats`), log (`Arena::set_log`) and draw themselves
 //! (`Arena::draw_text`, `Arena::draw_svg`). Under AddressSanitizer a touch of popped bytes is
 //! reported; debug builds fill them.
@@ -37,7 +38,7 @@
 //! None of this needs an [`HshmAlloc`](crate::HshmAlloc): the memory comes from the program's global
 //! allocator, from the system, or from the caller.
 
-#[cfg(feature = "allocator-api2-02")]
+#[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04"))]
 mod adapter;
 mod best_fit;
 mod block;

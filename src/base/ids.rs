@@ -76,6 +76,8 @@ impl fmt::Debug for AllocatorId {
 ///
 /// A negative number is the null id: the allocator derives the block from the calling thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "i32", into = "i32"))]
 #[repr(transparent)]
 pub struct ThreadId(i32);
 
@@ -100,6 +102,18 @@ impl ThreadId {
     }
 }
 
+impl From<i32> for ThreadId {
+    fn from(number: i32) -> Self {
+        ThreadId::new(number)
+    }
+}
+
+impl From<ThreadId> for i32 {
+    fn from(thread: ThreadId) -> Self {
+        thread.0
+    }
+}
+
 impl Default for ThreadId {
     fn default() -> Self {
         Self::NULL
@@ -117,6 +131,7 @@ impl Default for ThreadId {
 /// assert_eq!(MemContext::new(ThreadId::new(3)).tid.number(), Some(3));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MemContext {
     /// The thread block to use, or null.
     pub tid: ThreadId,

@@ -12,6 +12,8 @@
 //! by allocations.
 #![allow(unsafe_code)] // implements GlobalAlloc
 
+#[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04"))]
+mod adapter;
 #[cfg(feature = "c-api")]
 pub mod c_api;
 mod cache;
