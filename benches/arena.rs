@@ -326,6 +326,47 @@ fn scratches() -> Vec<Side> {
     ]
 }
 
+/// The same with nothing in it: begin and end.
+fn empty_scratches() -> Vec<Side> {
+    let (out, outer) = (Arena::new(), Arena::new());
+    let mut bumpalo = bumpalo::Bump::new();
+    let mut scoped: bump_scope::Bump = bump_scope::Bump::new();
+    bumpalo.alloc(0u64);
+    vec![
+        side("hshm-scratch", move |rounds| {
+            timed(rounds, || {
+                black_box(&*scratch(&[black_box(&out)]));
+            })
+        }),
+        side("hshm-temp", move |rounds| {
+            timed(rounds, || {
+                black_box(&*black_box(&outer).temp());
+            })
+        }),
+        side("bumpalo-reset", move |rounds| timed(rounds, || black_box(&mut bumpalo).reset())),
+        side("bump-scope", move |rounds| {
+            timed(rounds, || {
+                black_box(&mut scoped).scoped(|scope| {
+                    black_box(&scope);
+                });
+            })
+        }),
+    ]
+}
+
+/// A scratch for temporaries in a call that gets one for its result, and so on: each is behind one
+/// that is open.
+fn deep_scratches() -> Vec<Side> {
+    vec![side("hshm-scratch", move |rounds| {
+        let outer = scratch(&[]);
+        let other = scratch(&[&outer]);
+        timed(rounds, || {
+            let temp = scratch(&[black_box(&*other)]);
+            black_box(temp.push_value(1u64));
+        })
+    })]
+}
+
 /// A value put in and taken out, with a hundred others in between.
 fn pool() -> Vec<Side> {
     const OTHERS: usize = 100;
@@ -429,6 +470,8 @@ fn loads() -> Vec<(&'static str, u32, Vec<Side>)> {
         ("layouts", PUSHES as u32, layouts()),
         ("grow-10k", 10_000, grow()),
         ("scratch", 1, scratches()),
+        ("scratch-empty", 1, empty_scratches()),
+        ("scratch-deep", 1, deep_scratches()),
         ("pool", 1, pool()),
         ("best-fit-mix", 1, mixes()),
         ("best-fit", 1, vec![fit("1k-free", 1000), fit("1M-free", 1_000_000)]),

@@ -1,7 +1,7 @@
 //! [`Arena`]: the bump itself, its slow paths, and taking back.
 //!
 //! ```text
-//!  Arena (32 bytes: top, limit, body, saved)
+//!  Arena (24 bytes: top, limit, body)
 //!    |
 //!    v                     prev                  prev
 //!  Body: block -> [ Block 3 ] -> [ Block 2 ] -> [ Block 1 ]       spare -> [ Block ]
@@ -10,15 +10,15 @@
 //!
 //! What a push needs lies in the arena itself: `top`, the first free byte, and `limit`, the end of
 //! what is committed. A scope ([`Temp`](super::Temp), a scratch) is an `Arena` of its own over the
-//! same body: it takes `top` and `limit` over, and leaves the outer arena *closed*, with a limit of
-//! zero. A push on a closed arena fails the test that every push makes anyway, and so comes to
-//! `make_room`, which says that a scope is open. So the depth is always checked, and it costs
-//! nothing.
+//! same body: it takes the limit over and goes on from the top, and leaves the outer arena *closed*,
+//! with a limit of zero. A push on a closed arena fails the test that every push makes anyway, and so
+//! comes to `make_room`, which says that a scope is open. So the depth is always checked, and it
+//! costs nothing.
 //!
 //! Invariants. Of all the arenas over one body exactly one is open, unless its guard was leaked. In
-//! the open one, `data <= top <= limit` for the current block, and `limit` is its `committed`. What
-//! a closed one had handed out lies below its `saved` address, and the top never falls below that
-//! while it is closed.
+//! the open one, `data <= top <= limit` for the current block, and `limit` is its `committed`. The
+//! top of a closed one stays where it was: there its scope began, and there it goes on. What it had
+//! handed out lies below that, and the open one's top never falls below it.
 //!
 //! A place is taken back by address: blocks are dropped until one holds it. No address below a live
 //! scope's start can be in two blocks, because blocks below are not freed.
@@ -29,12 +29,12 @@ use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::{MaybeUninit, align_of, size_of};
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use super::block::{Block, HEADER, Origin, out_of_memory};
 use super::options::{ArenaBuilder, Options, Zeroing};
+use super::poison;
 use super::trace::Trace;
-use super::{Growth, poison};
 use crate::base::{Error, MIB, Result, align_up};
 use crate::region::Region;
 
@@ -49,7 +49,7 @@ pub(super) struct Body {
     pub(super) spare: Cell<Option<NonNull<Block>>>,
     /// A pop that leaves at most this many committed bytes free has nothing else to do than to
     /// move the top.
-    easy: usize,
+    pub(super) easy: usize,
     auto_align: Cell<usize>,
     pub(super) options: Options,
     pub(super) region: Option<Region>,
@@ -88,28 +88,16 @@ impl Body {
 ///
 /// [`push_owned`]: Arena::push_owned
 pub struct Arena<'m> {
-    top: Cell<*mut u8>,
-    limit: Cell<usize>,
-    body: NonNull<Body>,
-    /// Where the top was when a scope took over.
-    saved: Cell<*mut u8>,
-    _memory: PhantomData<&'m mut [MaybeUninit<u8>]>,
+    pub(super) top: Cell<*mut u8>,
+    pub(super) limit: Cell<usize>,
+    pub(super) body: NonNull<Body>,
+    pub(super) _memory: PhantomData<&'m mut [MaybeUninit<u8>]>,
 }
 
 // SAFETY: an arena owns its memory; what it hands out borrows it, so it only moves to another
 // thread when nothing is borrowed. The views of scopes never move apart from it: their guards
 // borrow the outer arena, which is not `Sync`.
 unsafe impl Send for Arena<'_> {}
-
-/// What an arena has left: from its top to its limit.
-#[derive(Clone, Copy)]
-pub(super) struct Ends {
-    pub(super) top: *mut u8,
-    pub(super) limit: usize,
-}
-
-/// The top of a closed arena: not null, and above every limit of zero.
-const CLOSED: *mut u8 = ptr::without_provenance_mut(1);
 
 impl Arena<'static> {
     /// A chained arena with default settings.
@@ -169,7 +157,8 @@ impl Body {
         Body {
             block: Cell::new(block),
             spare: Cell::new(None),
-            easy: if plain { options.keep } else { 0 },
+            // What is given back is whole pages: less than one more may stay.
+            easy: if plain { options.keep.saturating_add(options.page_size - 1) } else { 0 },
             auto_align: Cell::new(options.align),
             options,
             region,
@@ -203,14 +192,23 @@ impl<'m> Arena<'m> {
     }
 
     /// The first arena over a body: it starts at the current block's first byte.
-    fn over_body(body: NonNull<Body>) -> Arena<'m> {
+    pub(super) fn over_body(body: NonNull<Body>) -> Arena<'m> {
         // SAFETY: the caller just made the body.
         let block = unsafe { body.as_ref() }.current();
         Arena {
             top: Cell::new(block.data),
             limit: Cell::new(block.committed.get()),
             body,
-            saved: Cell::new(ptr::null_mut()),
+            _memory: PhantomData,
+        }
+    }
+
+    /// An arena that is closed, and of nothing. Only its top and limit may be asked for.
+    pub(super) const fn nowhere() -> Arena<'m> {
+        Arena {
+            top: Cell::new(core::ptr::without_provenance_mut(1)),
+            limit: Cell::new(0),
+            body: NonNull::dangling(),
             _memory: PhantomData,
         }
     }
@@ -240,9 +238,16 @@ impl<'m> Arena<'m> {
         self.limit.get() == 0
     }
 
+    /// Where this arena's top is; while it is closed, where its scope began.
     #[inline]
     pub(super) fn top(&self) -> *mut u8 {
         self.top.get()
+    }
+
+    /// Committed bytes past the top.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        self.limit.get().saturating_sub(self.top.get().addr())
     }
 
     /// Takes `size` bytes at a multiple of `align`, a power of two, where they are committed.
@@ -254,6 +259,7 @@ impl<'m> Arena<'m> {
         let start = top.map_addr(|at| at.wrapping_add(align - 1) & !(align - 1));
         let end = start.addr().wrapping_add(size);
         if end > self.limit.get() {
+            core::hint::cold_path();
             return None;
         }
         self.top.set(start.with_addr(end));
@@ -369,223 +375,6 @@ impl<'m> Arena<'m> {
         }
     }
 
-    /// Takes back everything from `to` on, which must be an address that the top once had and
-    /// nothing above which is in use.
-    #[inline]
-    pub(super) fn rewind(&self, to: *mut u8) {
-        let block = self.body().current();
-        let held = block.holds(to.addr());
-        if held && !self.is_closed() && self.limit.get() - to.addr() <= self.body().easy {
-            block.soil(self.top.get().addr());
-            self.body().trace.popped(&self.body().options, || self.position_of(to.addr()));
-            self.top.set(to);
-        } else {
-            self.rewind_slow(to);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn rewind_slow(&self, to: *mut u8) {
-        let body = self.body();
-        let options = &body.options;
-        let top = self.farthest().addr();
-        body.current().soil(top);
-        body.trace.popped(&body.options, || self.position_of(to.addr()));
-        let mut used_to = top;
-        while !body.current().holds(to.addr()) {
-            let dropped = body.block.get();
-            let Some(before) = body.current().prev.get() else { break };
-            self.wipe(body.current().data, used_to);
-            body.block.set(before);
-            self.drop_block(dropped);
-            used_to = body.current().dirty.get();
-        }
-        let block = body.current();
-        self.wipe(to, used_to);
-        if block.committed.get() - to.addr() > options.keep {
-            let from = to.addr() + options.keep;
-            block.decommit_from(from, options.page_size, body.region.as_ref());
-        }
-        self.top.set(to);
-        self.limit.set(block.committed.get());
-    }
-
-    /// Fills, zeroes or forbids the current block's bytes from `to` to `end`, whatever is asked for.
-    fn wipe(&self, to: *mut u8, end: usize) {
-        let body = self.body();
-        let block = body.current();
-        let used = end.min(block.committed.get()).saturating_sub(to.addr());
-        poison::allow(to.addr(), used);
-        if body.options.zeroing == Zeroing::OnPop {
-            // SAFETY: bytes of the block past everything in use, which are committed.
-            unsafe { to.write_bytes(0, used) };
-            if block.dirty.get() <= end {
-                block.dirty.set(block.dirty.get().min(to.addr()));
-            }
-        } else if body.options.poison {
-            // SAFETY: as above.
-            unsafe { poison::fill(to, used) };
-        }
-        poison::forbid(to.addr(), used);
-    }
-
-    /// Keeps a block that left the chain as the spare one, or frees it.
-    fn drop_block(&self, dropped: NonNull<Block>) {
-        let body = self.body();
-        // SAFETY: it was the chain's last block, and is live.
-        let len = unsafe { dropped.as_ref() }.len;
-        let unwanted = match body.spare.get() {
-            // SAFETY: the spare block is live.
-            Some(spare) if unsafe { spare.as_ref() }.len >= len => Some(dropped),
-            old if body.options.keep >= len => {
-                body.spare.set(Some(dropped));
-                old
-            }
-            _ => Some(dropped),
-        };
-        if let Some(block) = unwanted {
-            // SAFETY: in no chain, and not the spare one any more.
-            unsafe { Block::free(block) };
-        }
-    }
-
-    /// Empties an arena: all blocks but one are given up. The one that stays is the longest, so
-    /// that an arena that is cleared over and over ends up with a block that holds everything.
-    pub(super) fn rewind_all(&self) {
-        let body = self.body();
-        let first = body.blocks().last().map_or(CLOSED, |block| block.data);
-        if body.current().prev.get().is_none() {
-            return self.rewind(first);
-        }
-        self.rewind_slow(first);
-        if let Some(spare) = body.spare.take() {
-            // SAFETY: the spare block is live.
-            let block = unsafe { spare.as_ref() };
-            if block.len <= body.current().len {
-                return body.spare.set(Some(spare));
-            }
-            // The first block is in the way of a longer one.
-            let old = body.block.replace(spare);
-            block.prev.set(None);
-            block.before.set(0);
-            // SAFETY: the old block holds nothing, and is in no chain any more.
-            unsafe { Block::free(old) };
-            self.top.set(block.data);
-            self.limit.set(block.committed.get());
-        }
-    }
-
-    /// Committed bytes past the top.
-    #[inline]
-    pub(super) fn room(&self) -> usize {
-        self.limit.get().saturating_sub(self.top.get().addr())
-    }
-
-    /// Frees all blocks before the current one.
-    ///
-    /// # Safety
-    /// Nobody uses anything in them.
-    pub(super) unsafe fn drop_older_blocks(&self) {
-        let mut next = self.body().current().prev.take();
-        while let Some(block) = next {
-            // SAFETY: each was in the chain once, and nobody uses what it held.
-            unsafe {
-                next = block.as_ref().prev.get();
-                Block::free(block);
-            }
-        }
-    }
-
-    /// Starts a scope: an arena over the same memory that goes on where this one is, which is
-    /// closed meanwhile.
-    #[inline]
-    pub(super) fn open(&self) -> Result<Arena<'m>> {
-        if self.is_closed() {
-            return Err(Error::ScopeOpen);
-        }
-        let top = self.top.replace(CLOSED);
-        self.saved.set(top);
-        Ok(Arena {
-            top: Cell::new(top),
-            limit: Cell::new(self.limit.replace(0)),
-            body: self.body,
-            saved: Cell::new(ptr::null_mut()),
-            _memory: PhantomData,
-        })
-    }
-
-    /// Closes this arena for good. Gives its top.
-    pub(super) fn shut(&self) -> *mut u8 {
-        self.limit.set(0);
-        let top = self.top.replace(CLOSED);
-        self.saved.set(top);
-        top
-    }
-
-    /// Ends a scope of this arena, which it has closed: takes back everything from `start` on. The
-    /// scope began with the limit `limit`, and ends as `inner`. (Its arena itself may lie in what is
-    /// taken back.)
-    #[inline]
-    pub(super) fn end_scope(&self, inner: Ends, limit: usize, start: *mut u8) {
-        let body = self.body();
-        // The limit is the same: the scope neither committed nor chained, and left no scope open.
-        if inner.limit == limit && limit - start.addr() <= body.easy {
-            body.current().soil(inner.top.addr());
-            body.trace.popped(&body.options, || self.position_of(start.addr()));
-            self.top.set(start);
-            self.limit.set(limit);
-        } else {
-            self.reopen(inner.top);
-            if inner.limit == 0 {
-                // A scope inside it was leaked.
-                self.top.set(self.farthest());
-            }
-            self.rewind(start);
-        }
-    }
-
-    /// Top and limit.
-    #[inline]
-    pub(super) fn ends(&self) -> Ends {
-        Ends { top: self.top.get(), limit: self.limit.get() }
-    }
-
-    /// Where the top was when a scope took over.
-    #[inline]
-    pub(super) fn saved(&self) -> *mut u8 {
-        self.saved.get()
-    }
-
-    /// The end of what is committed for this arena; 0 while it is closed.
-    #[inline]
-    pub(super) fn limit(&self) -> usize {
-        self.limit.get()
-    }
-
-    /// Opens this arena again with its top at `top`, an address in the current block.
-    #[inline]
-    pub(super) fn reopen(&self, top: *mut u8) {
-        self.top.set(top);
-        self.limit.set(self.body().current().committed.get());
-    }
-
-    /// Where this arena's top is, or was when a scope took over.
-    #[inline]
-    pub(super) fn mark(&self) -> *mut u8 {
-        if self.is_closed() { self.saved.get() } else { self.top.get() }
-    }
-
-    /// The top, or as far as it can have come where a scope that was leaked has it.
-    fn farthest(&self) -> *mut u8 {
-        if self.top.get() == CLOSED {
-            let block = self.body().current();
-            block.data.with_addr(block.committed.get())
-        } else {
-            self.top.get()
-        }
-    }
-
     /// The position of an address that the top has or had.
     pub(super) fn position_of(&self, address: usize) -> usize {
         let holder = self.body().blocks().find(|block| block.holds(address));
@@ -626,6 +415,7 @@ impl Drop for Arena<'_> {
     fn drop(&mut self) {
         let body = self.body;
         let given = self.body().current().origin == Origin::Given;
+        self.wipe_all();
         let mut next = Some(self.body().block.get());
         if let Some(spare) = self.body().spare.take() {
             // SAFETY: nobody uses the spare block.
@@ -660,12 +450,5 @@ impl fmt::Debug for Arena<'_> {
             .field("pos", &self.pos())
             .field("scope_open", &self.is_closed())
             .finish_non_exhaustive()
-    }
-}
-
-impl Growth {
-    /// Whether a lot of room can be left open in the middle of an arena.
-    pub(super) const fn has_room(self) -> bool {
-        !matches!(self, Growth::Chained)
     }
 }

@@ -36,7 +36,7 @@ impl Arena<'_> {
     /// The blocks, from the first on.
     fn stretches(&self) -> Vec<Stretch> {
         let body = self.body();
-        let mark = self.mark().addr();
+        let mark = self.top().addr();
         let spans = body.trace.spans();
         let mut newest = true;
         let mut all: Vec<Stretch> = body
@@ -192,6 +192,18 @@ mod tests {
         let reserved = Arena::builder().growth(Growth::Reserved).capacity(1 << 20).build().unwrap();
         reserved.push(500_000);
         assert_eq!(reserved.stats().commits, 1);
+    }
+
+    #[test]
+    fn a_room_has_nothing_to_free() {
+        let arena = Arena::builder().growth(Growth::Reserved).build().unwrap();
+        let room = arena.scope_leaving(1000, |room, _| {
+            room.push(100);
+            room
+        });
+        let room = room.unwrap();
+        assert_eq!(room.stats().pushes, 1);
+        assert!(room.body().trace.spans().is_empty());
     }
 
     #[test]

@@ -40,6 +40,7 @@
 
 #[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04"))]
 mod adapter;
+mod back;
 mod best_fit;
 mod block;
 mod bump;

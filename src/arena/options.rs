@@ -32,6 +32,10 @@ impl Growth {
     pub(super) const fn is_chained(self) -> bool {
         matches!(self, Growth::Chained | Growth::ReservedThenChained)
     }
+    /// Whether a lot of room can be left open in the middle of an arena.
+    pub(super) const fn has_room(self) -> bool {
+        !matches!(self, Growth::Chained)
+    }
 }
 
 /// When memory that was used before is cleared for [`Arena::push`], whose bytes are always zero.
@@ -222,6 +226,9 @@ impl ArenaBuilder {
             return Err(Error::BadAlignment { align: self.align });
         }
         if self.commit_step == 0 {
+            return Err(Error::TooSmall { given: 0, minimum: 1 });
+        }
+        if self.capacity == Some(0) {
             return Err(Error::TooSmall { given: 0, minimum: 1 });
         }
         let capacity = self.capacity.unwrap_or_else(|| {

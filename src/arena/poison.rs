@@ -38,6 +38,17 @@ pub(super) fn allow(address: usize, len: usize) {
     let _ = (address, len);
 }
 
+/// Clears freed bytes, whatever the compiler thinks of stores to memory that nobody reads.
+///
+/// # Safety
+/// The bytes may be written, and nobody uses them.
+pub(super) unsafe fn clear(start: *mut u8, len: usize) {
+    // SAFETY: the caller's contract.
+    unsafe { start.write_bytes(0, len) };
+    // Who gets the pointer might look.
+    core::hint::black_box(start);
+}
+
 /// Fills freed bytes.
 ///
 /// # Safety

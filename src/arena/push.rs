@@ -338,7 +338,7 @@ impl Arena<'_> {
     #[inline]
     pub unsafe fn shrink_last(&self, place: NonNull<u8>, old: usize, new: usize) -> bool {
         let top = self.top();
-        let last = place.addr().get().wrapping_add(old) == top.addr();
+        let last = place.addr().get().wrapping_add(old) == top.addr() && !self.is_closed();
         if last {
             self.rewind(top.with_addr(place.addr().get() + new));
         }
@@ -356,7 +356,7 @@ impl Arena<'_> {
     /// The position: bytes from the start of the arena to its top, what alignment and the ends of
     /// chained blocks skipped included. While a scope is open, where it began.
     pub fn pos(&self) -> usize {
-        self.position_of(self.mark().addr())
+        self.position_of(self.top().addr())
     }
 
     /// Bytes that the arena has from the system or the global allocator and may use without asking
@@ -364,14 +364,16 @@ impl Arena<'_> {
     pub fn committed(&self) -> usize {
         let spare = self.body().spare.get();
         // SAFETY: the spare block is live.
-        let spare = spare.map_or(0, |block| unsafe { block.as_ref() }.capacity());
-        let blocks = self.body().blocks();
-        blocks.map(|block| block.committed.get() - block.data.addr()).sum::<usize>() + spare
+        let spare = spare.map(|block| unsafe { block.as_ref() });
+        let blocks = self.body().blocks().chain(spare);
+        blocks.map(|block| block.committed.get() - block.data.addr()).sum()
     }
 
-    /// Bytes that could be pushed into the current block, committed or not.
+    /// Bytes that could be pushed into the current block, committed or not. (While a scope is open
+    /// that has gone on to another block: none.)
     pub fn available(&self) -> usize {
-        self.body().current().end - self.mark().addr().min(self.body().current().end)
+        let (block, top) = (self.body().current(), self.top().addr());
+        if block.holds(top) { block.end - top } else { 0 }
     }
 
     /// Bytes of the arena's pages.
@@ -435,7 +437,7 @@ impl Arena<'_> {
             // SAFETY: the spare block is in no chain, and nobody uses it.
             unsafe { super::block::Block::free(spare) };
         }
-        let here = self.mark();
+        let here = self.top();
         self.rewind(here);
         let page_size = self.page_size();
         // The first page has the block's header; it is never past the top.

@@ -80,6 +80,9 @@ fn find(region: &Region, words: &Words) -> Result<(u64, Bounds)> {
         return Err(Error::Incompatible { found: kind, expected: ARENA_ENGINE });
     }
     let at = region.header().engine_offset.load(Ordering::Relaxed);
+    if at < region.payload_offset() as u64 {
+        return Err(Error::Corrupt);
+    }
     let shared = words.place::<Shared>(at)?;
     if shared.magic.load(Ordering::Acquire) != MAGIC {
         return Err(Error::NotARegion);

@@ -1,8 +1,8 @@
 //! Scratch: memory for temporaries, from arenas that every thread keeps.
 //!
 //! ```text
-//!  thread: slot 0: | View | what s1 pushed | View | what s3 pushed ...      s1 closed, s3 open
-//!          slot 1: | View | what s2 pushed ...                              s2 open
+//!  thread: slot 0: bottom -> | what s1 pushed | Level | what s3 pushed ...   s1 closed, s3 open
+//!          slot 1: bottom -> | what s2 pushed ...                            s2 open
 //! ```
 //!
 //! A function that gets an arena for its result needs another one for its temporaries, or the end
@@ -11,62 +11,109 @@
 //! thread do for any depth of calls: each call takes the one that its caller did not hand down.
 //! More are made when more conflict. (The idea and the name `ArenaTemp` are Ryan Fleury's.)
 //!
-//! A guard may be moved, and guards may be dropped in any order. So the scope's arena, which the
-//! next scope on the same slot has to close and open again, lies not in the guard but in a *view* in
-//! the slot's memory, where the scope begins. A scope that is dropped while another is open behind
-//! it is marked, and ends with that one. A scope that is leaked is never taken back; a thread that
-//! ends with one leaks the slot.
-#![allow(unsafe_code)] // keeps views in the memory of their own arenas
+//! Every guard has a *level*, which has the arena that its user pushes into. The first guard of a
+//! slot has the slot's bottom level, with the slot's own arena: nothing has to be closed for it, and
+//! since the arena is empty when nobody has it, its end is known beforehand: two stores, if the arena
+//! has neither grown nor been left closed. (No value goes from one scope to the next through memory,
+//! so that one after another they do not wait for each other.) A guard that is taken while the
+//! bottom is in use gets a scope of the innermost level.
+//!
+//! A guard may be moved, and guards may be dropped in any order. So a level, which the next one on
+//! the same slot has to close and open again, lies not in the guard but in the slot's memory, where
+//! the scope begins. A scope that is dropped while another is open behind it is marked, and ends with
+//! that one. A scope that is leaked is never taken back; a thread that ends with one leaks the slot.
+#![allow(unsafe_code)] // keeps levels in the memory of their own arenas
 
+use core::alloc::Layout;
 use core::cell::{Cell, RefCell};
 use core::fmt;
+use core::hint::cold_path;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
+use super::block::out_of_memory;
+use super::bump::Body;
 use super::{Arena, ArenaBuilder, Growth};
 use crate::base::{Error, MIB, Result};
+use crate::sync::atomic::{AtomicPtr, Ordering};
 
 /// Bytes of memory that a thread's scratch arena keeps between uses.
 const KEEP: usize = 64 * MIB;
+/// No arena's limit.
+const NEVER: usize = usize::MAX;
 
-/// One arena of a thread, and the innermost scope that is open on it.
-struct Slot {
-    root: Arena<'static>,
-    innermost: Cell<Option<NonNull<View>>>,
-}
-
-/// A scope, at the place in the slot's arena where it begins.
-struct View {
+/// What a guard has: a scope of a slot.
+#[repr(C)]
+struct Level {
+    /// Dropped with the slot, if it is the bottom one's, and otherwise not at all.
     arena: ManuallyDrop<Arena<'static>>,
-    slot: NonNull<Slot>,
-    outer: Option<NonNull<View>>,
-    /// The top before this view, and the limit.
+    /// The arena's limit with which ending the scope is only setting its top.
+    calm: Cell<usize>,
+    /// Where the scope begins; behind the bottom one, the top of the arena that it is a scope of.
     start: *mut u8,
-    limit: usize,
+    /// Whether somebody has this level.
+    taken: Cell<bool>,
     /// Its guard is gone; it ends with the scope behind it.
     ended: Cell<bool>,
+    slot: *const Slot,
+    /// The level whose arena this one is a scope of, and the limit that it had.
+    outer: Option<NonNull<Level>>,
+    limit: usize,
 }
 
-/// A thread's slots. They stay where they are: guards and views point at them.
+/// One arena of a thread, and the scopes that are open on it.
+#[repr(C)]
+struct Slot {
+    bottom: Level,
+    /// The innermost level, except the bottom.
+    innermost: Cell<Option<NonNull<Level>>>,
+}
+
+/// A thread's slots. They stay where they are: guards and levels point at them.
 struct Slots(RefCell<Vec<NonNull<Slot>>>);
 
 thread_local!(static SLOTS: Slots = const { Slots(RefCell::new(Vec::new())) });
 
-// The first two of them, where they are found without a look at whether the thread ends.
-thread_local!(static FIRST: [Cell<Option<NonNull<Slot>>>; 2] =
-    const { [Cell::new(None), Cell::new(None)] });
+// The first two of them, which are found without a look at whether the thread ends, or has any.
+thread_local!(static FIRST: Cell<&'static Slot> = const { Cell::new(&NOWHERE.0) });
+thread_local!(static SECOND: Cell<&'static Slot> = const { Cell::new(&NOWHERE.0) });
+
+/// Stands for a slot that is not there. It looks taken, so that nobody takes it.
+static NOWHERE: Nowhere = Nowhere(Slot {
+    bottom: Level {
+        arena: ManuallyDrop::new(Arena::nowhere()),
+        calm: Cell::new(NEVER),
+        start: ptr::null_mut(),
+        taken: Cell::new(true),
+        ended: Cell::new(false),
+        slot: ptr::null(),
+        outer: None,
+        limit: 0,
+    },
+    innermost: Cell::new(None),
+});
+
+struct Nowhere(Slot);
+
+// SAFETY: nothing is ever written there: a slot is changed by who has taken it.
+unsafe impl Sync for Nowhere {}
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        FIRST.with(|first| first.iter().for_each(|slot| slot.set(None)));
+        FIRST.set(&NOWHERE.0);
+        SECOND.set(&NOWHERE.0);
         for slot in self.0.take() {
-            // SAFETY: the slot is live; it was made by `Box::leak` below.
-            let leaked = unsafe { slot.as_ref() }.innermost.get().is_some();
-            if !leaked {
-                // SAFETY: as above; no scope is open on it, and nobody else has it.
-                drop(unsafe { Box::from_raw(slot.as_ptr()) });
+            // SAFETY: the slot is live; it was made by `Slots::add`.
+            let taken = unsafe { slot.as_ref() }.bottom.taken.get();
+            if !taken {
+                // SAFETY: nobody has the slot, nor finds it any more. Its arena is dropped once,
+                // and there is nothing else in it.
+                unsafe {
+                    ManuallyDrop::drop(&mut (*slot.as_ptr()).bottom.arena);
+                    std::alloc::dealloc(slot.as_ptr().cast(), Layout::new::<Slot>());
+                }
             }
         }
     }
@@ -74,7 +121,7 @@ impl Drop for Slots {
 
 /// A scope of a thread's scratch arena: see [`scratch`].
 pub struct Scratch {
-    view: NonNull<View>,
+    level: NonNull<Level>,
     _this_thread: PhantomData<*mut u8>,
 }
 
@@ -112,108 +159,219 @@ pub fn scratch(conflicts: &[&Arena<'_>]) -> Scratch {
 /// [`Error::OutOfMemory`]; [`Error::Unsupported`] while the thread ends.
 #[inline]
 pub fn try_scratch(conflicts: &[&Arena<'_>]) -> Result<Scratch> {
-    let quick = FIRST.with(|first| {
-        // SAFETY: these are forgotten before the slots go.
-        let fits = |slot: &NonNull<Slot>| fits(unsafe { slot.as_ref() }, conflicts);
-        first[0].get().filter(fits).or_else(|| first[1].get().filter(fits))
-    });
-    match quick {
-        Some(slot) => begin(slot),
-        None => begin(find(conflicts)?),
+    let first = FIRST.get();
+    if first.is_idle(conflicts) {
+        return Ok(first.take_bottom());
+    }
+    let second = SECOND.get();
+    if second.is_idle(conflicts) {
+        return Ok(second.take_bottom());
+    }
+    cold_path();
+    // By value, so that nobody has to write a list of one down.
+    match conflicts {
+        [one] => find_beside(one),
+        more => find(more),
     }
 }
 
-/// A slot that is not one of the first two, or is not there yet.
 #[cold]
 #[inline(never)]
-fn find(conflicts: &[&Arena<'_>]) -> Result<NonNull<Slot>> {
-    let slot = SLOTS.try_with(|slots| {
-        for &slot in slots.0.borrow().iter() {
+fn find_beside(conflict: &Arena<'_>) -> Result<Scratch> {
+    find(&[conflict])
+}
+
+/// A scope of a slot that is in use, or far, or not there yet.
+#[cold]
+#[inline(never)]
+fn find(conflicts: &[&Arena<'_>]) -> Result<Scratch> {
+    for slot in [FIRST.get(), SECOND.get()] {
+        if slot.is_fit(conflicts) {
+            return slot.take_behind();
+        }
+    }
+    find_far(conflicts)
+}
+
+#[cold]
+#[inline(never)]
+fn find_far(conflicts: &[&Arena<'_>]) -> Result<Scratch> {
+    let found = SLOTS.try_with(|slots| {
+        for &slot in slots.0.borrow().iter().skip(2) {
             // SAFETY: slots are live as long as the thread's list.
-            if fits(unsafe { slot.as_ref() }, conflicts) {
-                return Ok(slot);
+            let slot = unsafe { slot.as_ref() };
+            if slot.is_idle(conflicts) {
+                return Ok(slot.take_bottom());
+            }
+            if slot.is_fit(conflicts) {
+                return slot.take_behind();
             }
         }
-        new_slot(slots)
+        slots.add().map(Slot::take_bottom)
     });
-    slot.map_err(|_| Error::Unsupported)?
+    found.map_err(|_| Error::Unsupported)?
 }
 
-/// Whether a scope can be opened on this slot.
-#[inline]
-fn fits(slot: &Slot, conflicts: &[&Arena<'_>]) -> bool {
-    !conflicts.iter().any(|arena| arena.shares_memory_with(&slot.root))
-        && !innermost(slot).is_closed()
-}
-
-#[inline]
-fn innermost(slot: &Slot) -> &Arena<'static> {
-    match slot.innermost.get() {
-        // SAFETY: the innermost view is live, and stays while nobody ends it.
-        Some(view) => unsafe { &view.as_ref().arena },
-        None => &slot.root,
+impl Slots {
+    fn add(&self) -> Result<&Slot> {
+        let settings = ArenaBuilder::new().growth(Growth::ReservedThenChained).decommit_above(KEEP);
+        let arena = settings.name("scratch").build()?;
+        let mut all = self.0.borrow_mut();
+        all.try_reserve(1).map_err(|_| out_of_memory(size_of::<NonNull<Slot>>(), 0))?;
+        // SAFETY: the layout is not of size zero.
+        let place = NonNull::new(unsafe { std::alloc::alloc(Layout::new::<Slot>()) });
+        let place = place.ok_or(out_of_memory(size_of::<Slot>(), 0))?.cast::<Slot>();
+        // SAFETY: fresh memory for a slot, which is freed when the list goes; then `FIRST` no longer
+        // has it.
+        let slot: &'static Slot = unsafe {
+            place.write(Slot::new(arena, place.as_ptr()));
+            place.as_ref()
+        };
+        match all.len() {
+            0 => FIRST.set(slot),
+            1 => SECOND.set(slot),
+            _ => {}
+        }
+        all.push(place);
+        Ok(slot)
     }
 }
 
-fn new_slot(slots: &Slots) -> Result<NonNull<Slot>> {
-    let settings = ArenaBuilder::new().growth(Growth::ReservedThenChained).decommit_above(KEEP);
-    let root = settings.name("scratch").build()?;
-    let slot = Box::leak(Box::new(Slot { root, innermost: Cell::new(None) })).into();
-    let mut all = slots.0.borrow_mut();
-    if all.len() < 2 {
-        FIRST.with(|first| first[all.len()].set(Some(slot)));
+impl Slot {
+    /// A slot that is to be at `place`.
+    fn new(arena: Arena<'static>, place: *const Slot) -> Slot {
+        let bottom = Level {
+            calm: Cell::new(NEVER),
+            start: arena.top(),
+            arena: ManuallyDrop::new(arena),
+            taken: Cell::new(false),
+            ended: Cell::new(false),
+            slot: place,
+            outer: None,
+            limit: 0,
+        };
+        Slot { bottom, innermost: Cell::new(None) }
     }
-    all.push(slot);
-    Ok(slot)
+
+    #[inline(always)]
+    fn conflicts(&self, conflicts: &[&Arena<'_>]) -> bool {
+        conflicts.iter().any(|arena| arena.shares_memory_with(&self.bottom.arena))
+    }
+
+    /// Whether nobody has this slot, nor is it one of those.
+    #[inline(always)]
+    fn is_idle(&self, conflicts: &[&Arena<'_>]) -> bool {
+        !self.bottom.taken.get() && !self.conflicts(conflicts)
+    }
+
+    /// Whether a scope of this slot, which somebody has (or which is not there), can be opened.
+    fn is_fit(&self, conflicts: &[&Arena<'_>]) -> bool {
+        !self.innermost().arena.is_closed() && !self.conflicts(conflicts)
+    }
+
+    fn innermost(&self) -> &Level {
+        match self.innermost.get() {
+            // SAFETY: the innermost level is live, and stays while nobody ends it.
+            Some(level) => unsafe { level.as_ref() },
+            None => &self.bottom,
+        }
+    }
+
+    /// The first scope of an idle slot.
+    #[inline(always)]
+    fn take_bottom(&self) -> Scratch {
+        self.bottom.taken.set(true);
+        Scratch { level: NonNull::from(&self.bottom), _this_thread: PhantomData }
+    }
+
+    /// A scope of the innermost one.
+    fn take_behind(&self) -> Result<Scratch> {
+        let outer = self.innermost();
+        let start = outer.arena.top();
+        let place = outer.arena.take(size_of::<Level>(), align_of::<Level>())?.cast::<Level>();
+        let arena = outer.arena.open()?;
+        let level = Level {
+            calm: Cell::new(NEVER),
+            start,
+            limit: arena.limit.get(),
+            arena: ManuallyDrop::new(arena),
+            taken: Cell::new(true),
+            ended: Cell::new(false),
+            slot: self,
+            outer: Some(NonNull::from(outer)),
+        };
+        // SAFETY: fresh bytes of the slot's arena, of a level's size and alignment.
+        unsafe { place.write(level) };
+        self.innermost.set(Some(place));
+        Ok(Scratch { level: place, _this_thread: PhantomData })
+    }
+
+    /// Ends the innermost scope, and those before it that only waited for that.
+    fn end_innermost(&self) {
+        while let Some(place) = self.innermost.get() {
+            // No reference to the level lasts until its bytes are taken back.
+            // SAFETY: the innermost level, which is live.
+            let level = unsafe { place.as_ref() };
+            let (top, now) = (level.arena.top.get(), level.arena.limit.get());
+            let (limit, start, outer) = (level.limit, level.start, level.outer);
+            self.innermost.set(outer.filter(|outer| outer != &NonNull::from(&self.bottom)));
+            let outer = self.innermost();
+            // With the level itself.
+            outer.arena.top.set(start);
+            outer.arena.end_scope(limit, top, now);
+            if !outer.ended.get() {
+                return;
+            }
+        }
+        self.bottom.settle();
+    }
 }
 
-#[inline]
-fn begin(place: NonNull<Slot>) -> Result<Scratch> {
-    // SAFETY: the slot is live: it is the thread's, which runs.
-    let slot = unsafe { place.as_ref() };
-    let outer = innermost(slot);
-    let (start, limit) = (outer.top(), outer.limit());
-    let view = outer.take(size_of::<View>(), align_of::<View>())?.cast::<View>();
-    let arena = ManuallyDrop::new(outer.open()?);
-    let outer = slot.innermost.replace(Some(view));
-    // SAFETY: fresh bytes of the slot's arena, of a view's size and alignment.
-    unsafe {
-        view.write(View { arena, slot: place, outer, start, limit, ended: Cell::new(false) })
-    };
-    Ok(Scratch { view, _this_thread: PhantomData })
+impl Level {
+    /// Ends the bottom scope: its arena is empty afterwards, and open.
+    fn settle(&self) {
+        self.arena.rewind(self.start);
+        let limit = self.arena.limit.get();
+        let body = self.arena.body();
+        let traced = cfg!(feature = "arena-trace");
+        let calm = !traced && limit - self.start.addr() <= body.easy;
+        if calm {
+            // All of it counts as used from now on, so that no scope has to say how far it came.
+            body.current().soil(limit);
+        }
+        self.calm.set(if calm { limit } else { NEVER });
+        self.ended.set(false);
+        self.taken.set(false);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end_slow(&self) {
+        // SAFETY: the slot is live as long as one of its levels is taken.
+        let slot = unsafe { &*self.slot };
+        if !ptr::eq(slot.innermost(), self) {
+            self.ended.set(true);
+        } else if slot.innermost.get().is_none() {
+            self.settle();
+        } else {
+            slot.end_innermost();
+        }
+    }
 }
 
 impl Drop for Scratch {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: the guard's view, and with it the slot, is live until it is ended, which only
-        // happens below.
-        let slot = unsafe { self.view.as_ref().slot.as_ref() };
-        if slot.innermost.get() == Some(self.view) {
-            end(self.view, slot);
+        // SAFETY: the guard's level, and with it the slot, is live until it is ended, which only
+        // happens here.
+        let level = unsafe { self.level.as_ref() };
+        // It is the bottom, no scope of it is open, and its block is the same.
+        if level.arena.limit.get() == level.calm.get() {
+            level.arena.top.set(level.start);
+            level.taken.set(false);
         } else {
-            // SAFETY: as above.
-            unsafe { self.view.as_ref() }.ended.set(true);
-        }
-    }
-}
-
-/// Ends the slot's innermost scope, and those before it that only waited for that. No reference to
-/// the view lasts until its bytes are taken back.
-#[inline]
-fn end(view: NonNull<View>, slot: &Slot) {
-    // SAFETY: the innermost view, which is live.
-    let (ends, limit, start, outer) = unsafe {
-        let view = view.as_ref();
-        (view.arena.ends(), view.limit, view.start, view.outer)
-    };
-    slot.innermost.set(outer);
-    innermost(slot).end_scope(ends, limit, start);
-    if let Some(outer) = outer {
-        // SAFETY: the innermost view now, which is live.
-        let ended = unsafe { outer.as_ref() }.ended.get();
-        if ended {
-            end(outer, slot);
+            cold_path();
+            level.end_slow();
         }
     }
 }
@@ -223,14 +381,18 @@ impl Scratch {
     ///
     /// Nothing happens while a scratch that was taken later is open on the same arena.
     pub fn clear(&mut self) {
-        // SAFETY: the guard's view is live.
-        let view = unsafe { self.view.as_ref() };
-        // SAFETY: the slot is live as long as one of its views.
-        let slot = unsafe { view.slot.as_ref() };
-        if slot.innermost.get() == Some(self.view) {
-            let first = self.view.as_ptr().wrapping_add(1).cast::<u8>();
-            view.arena.rewind(first);
+        // SAFETY: the guard's level is live.
+        let level = unsafe { self.level.as_ref() };
+        // SAFETY: the slot is live as long as one of its levels is taken.
+        let slot = unsafe { &*level.slot };
+        if !ptr::eq(slot.innermost(), level) {
+            return;
         }
+        let first = match level.outer {
+            Some(_) => self.level.as_ptr().wrapping_add(1).cast::<u8>(),
+            None => level.start,
+        };
+        level.arena.rewind(first);
     }
 }
 
@@ -238,8 +400,8 @@ impl Deref for Scratch {
     type Target = Arena<'static>;
     #[inline]
     fn deref(&self) -> &Arena<'static> {
-        // SAFETY: the guard's view is live.
-        unsafe { &self.view.as_ref().arena }
+        // SAFETY: the guard's level is live.
+        unsafe { &self.level.as_ref().arena }
     }
 }
 
@@ -258,10 +420,11 @@ pub fn scratch_mapped(capacity: usize) -> Result<Arena<'static>> {
     ArenaBuilder::new().growth(Growth::Reserved).capacity(capacity).name("scratch").build()
 }
 
-/// Idle arenas of the whole process.
-static IDLE: std::sync::Mutex<Vec<Arena<'static>>> = std::sync::Mutex::new(Vec::new());
-/// How many are kept.
+/// How many idle arenas the process keeps.
 const MOST_IDLE: usize = 16;
+/// What is left of the idle ones, which are empty. Without a lock: a fork may come while another
+/// thread would hold it.
+static IDLE: [AtomicPtr<Body>; MOST_IDLE] = [const { AtomicPtr::new(ptr::null_mut()) }; MOST_IDLE];
 
 /// A scratch arena of the process, which may go to another thread: see [`scratch_global`].
 #[derive(Debug)]
@@ -273,15 +436,17 @@ pub struct GlobalScratch(ManuallyDrop<Arena<'static>>);
 /// # Errors
 /// [`Error::OutOfMemory`].
 pub fn scratch_global() -> Result<GlobalScratch> {
-    let idle = IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
-    let arena = match idle {
-        Some(arena) => arena,
-        None => ArenaBuilder::new()
-            .growth(Growth::ReservedThenChained)
-            .decommit_above(KEEP)
-            .name("global scratch")
-            .build()?,
-    };
+    for place in &IDLE {
+        if place.load(Ordering::Relaxed).is_null() {
+            continue;
+        }
+        if let Some(body) = NonNull::new(place.swap(ptr::null_mut(), Ordering::Acquire)) {
+            // An empty arena's, which nobody else has taken out.
+            return Ok(GlobalScratch(ManuallyDrop::new(Arena::over_body(body))));
+        }
+    }
+    let settings = ArenaBuilder::new().growth(Growth::ReservedThenChained).decommit_above(KEEP);
+    let arena = settings.name("global scratch").build()?;
     Ok(GlobalScratch(ManuallyDrop::new(arena)))
 }
 
@@ -294,12 +459,14 @@ impl Deref for GlobalScratch {
 
 impl Drop for GlobalScratch {
     fn drop(&mut self) {
-        // SAFETY: taken once, when the guard goes.
-        let mut arena = unsafe { ManuallyDrop::take(&mut self.0) };
-        arena.clear();
-        let mut idle = IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if idle.len() < MOST_IDLE {
-            idle.push(arena);
+        self.0.clear();
+        let (none, body) = (ptr::null_mut(), self.0.body.as_ptr());
+        let put = |place: &AtomicPtr<_>| {
+            place.compare_exchange(none, body, Ordering::Release, Ordering::Relaxed).is_ok()
+        };
+        if !IDLE.iter().any(put) {
+            // SAFETY: once, when the guard goes; nobody else has the body.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
         }
     }
 }
@@ -418,5 +585,90 @@ mod tests {
         assert!(!global.shares_memory_with(&other));
         std::thread::spawn(move || global.push(1000).len()).join().unwrap();
         assert_eq!(scratch_global().unwrap().pos(), 0);
+    }
+
+    #[test]
+    fn many_that_ended_early_end_at_once() {
+        // On a thread with little stack.
+        let work = || {
+            let before = scratch(&[]).pos();
+            let mut guards: Vec<_> = (0..20_000).map(|_| scratch(&[])).collect();
+            let last = guards.pop().unwrap();
+            drop(guards);
+            assert!(last.pos() > 19_000 * size_of::<Level>());
+            drop(last);
+            assert_eq!(scratch(&[]).pos(), before);
+        };
+        std::thread::Builder::new().stack_size(64 << 10).spawn(work).unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn a_grown_scratch_is_zero_where_it_should_be() {
+        std::thread::spawn(|| {
+            for round in 1..200usize {
+                let temp = scratch(&[]);
+                let len = round * 7919 % (3 * MIB);
+                let bytes = temp.push(len);
+                assert!(bytes.iter().all(|&byte| byte == 0), "{round}");
+                bytes.fill(0xFF);
+                if round % 5 == 0 {
+                    // Left open: its bytes were used, too.
+                    let inner = ManuallyDrop::new(temp.temp());
+                    inner.push(len).fill(0xFF);
+                }
+                if round % 7 == 0 {
+                    let behind = scratch(&[]);
+                    behind.push(len).fill(0xFF);
+                    drop(temp);
+                    behind.push(len).fill(0xFF);
+                }
+            }
+            assert_eq!(slots(), 2);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_ends_has_none() {
+        struct AtTheEnd(Cell<Option<Scratch>>);
+        impl Drop for AtTheEnd {
+            fn drop(&mut self) {
+                // The slots may be gone, but what a guard has stays.
+                let kept = self.0.take().unwrap();
+                assert_eq!(*kept.push_value(5), 5);
+                drop(kept);
+                if let Ok(temp) = try_scratch(&[]) {
+                    temp.push(MIB).fill(1);
+                }
+            }
+        }
+        thread_local!(static EARLY: AtTheEnd = const { AtTheEnd(Cell::new(None)) });
+        thread_local!(static LATE: AtTheEnd = const { AtTheEnd(Cell::new(None)) });
+        std::thread::spawn(|| {
+            EARLY.with(|early| early.0.set(Some(scratch(&[]))));
+            LATE.with(|late| late.0.set(Some(scratch(&[]))));
+            drop(scratch(&[]));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn threads_share_the_global_ones() {
+        std::thread::scope(|threads| {
+            for thread in 0..4u8 {
+                threads.spawn(move || {
+                    for _ in 0..2000 {
+                        let (a, b) = (scratch_global().unwrap(), scratch_global().unwrap());
+                        let (x, y) = (a.push(100), b.push(100));
+                        x.fill(thread);
+                        y.fill(!thread);
+                        assert!(x.iter().all(|&byte| byte == thread));
+                        assert!(y.iter().all(|&byte| byte == !thread));
+                    }
+                });
+            }
+        });
     }
 }

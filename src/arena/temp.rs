@@ -3,7 +3,7 @@
 //! ```text
 //!   outer arena (closed while the scope is open)
 //!   | what the outer arena pushed | what the scope pushes ...
-//!                                 ^ saved: where the scope ends
+//!                                 ^ the outer arena's top
 //!
 //!   scope_leaving: | outer's | room for what is returned | what the scope pushes ...
 //! ```
@@ -30,14 +30,14 @@ use crate::base::{Error, Result};
 pub struct Temp<'a> {
     view: ManuallyDrop<Arena<'a>>,
     outer: &'a Arena<'a>,
-    /// The limit at the start.
+    /// Its limit at the start, which the outer arena gets back.
     limit: usize,
 }
 
 impl Temp<'_> {
     /// Takes back everything that was pushed into the scope, and goes on.
     pub fn clear(&mut self) {
-        self.view.rewind(self.outer.mark());
+        self.view.rewind(self.outer.top());
     }
 
     /// Takes back everything pushed since [`pos`](Arena::pos) was `position`.
@@ -66,7 +66,7 @@ impl<'a> Deref for Temp<'a> {
 impl Drop for Temp<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.outer.end_scope(self.view.ends(), self.limit, self.outer.saved());
+        self.outer.end_scope(self.limit, self.view.top.get(), self.view.limit.get());
     }
 }
 
@@ -102,8 +102,9 @@ impl Arena<'_> {
     /// [`temp`](Self::temp), or [`Error::ScopeOpen`].
     #[inline]
     pub fn try_temp(&self) -> Result<Temp<'_>> {
-        let limit = self.limit();
-        Ok(Temp { view: ManuallyDrop::new(self.open()?), outer: self, limit })
+        let view = self.open()?;
+        let limit = view.limit.get();
+        Ok(Temp { view: ManuallyDrop::new(view), outer: self, limit })
     }
 
     /// Runs `work` with a scope of this arena.
@@ -186,6 +187,7 @@ impl Arena<'_> {
         let settings = ArenaBuilder::new().poison(false).align(self.auto_align()).name("room");
         // In the arena and never dropped: there is nothing to drop in an arena over lent memory.
         let inner: &'a Arena<'a> = place.write(settings.build_over(memory)?);
+        inner.body().trace.remember_nothing();
         let result = work(inner, &*self.try_temp()?);
         // A scope of the room that was leaked may have values up to its end.
         if !inner.is_closed() {

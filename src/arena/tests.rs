@@ -24,6 +24,10 @@ fn wrong_settings_are_refused() {
     assert_eq!(code(mapped.commit_step(usize::MAX)), Some(ErrorCode::TooLarge));
     assert_eq!(code(mapped.capacity(isize::MAX as usize & !4095)), Some(ErrorCode::OutOfMemory));
     assert_eq!(code(builder.capacity(isize::MAX as usize)), Some(ErrorCode::OutOfMemory));
+    // No room for the bookkeeping, and with larger pages no page either.
+    assert_eq!(code(mapped.capacity(0)), Some(ErrorCode::TooSmall));
+    assert_eq!(code(mapped.capacity(0).page_size(2 * MIB)), Some(ErrorCode::TooSmall));
+    assert_eq!(ArenaVec::<u8>::reserved(0).unwrap_err().code(), ErrorCode::TooSmall);
     let mut little = [MaybeUninit::uninit(); 100];
     let error = builder.build_over(&mut little).unwrap_err();
     assert!(matches!(error, Error::TooSmall { given: 100, minimum: 101.. }));
@@ -176,6 +180,47 @@ fn a_leaked_scope_closes_its_arena_until_it_is_popped() {
     assert_eq!(temp.try_push(1).unwrap_err(), Error::ScopeOpen);
     drop(temp);
     arena.push_value(1u8);
+}
+
+#[test]
+fn what_a_closed_arena_says_of_its_room() {
+    let arena = Arena::builder().capacity(KIB).build().unwrap();
+    arena.push(100);
+    let here = arena.available();
+    let temp = arena.temp();
+    assert_eq!((arena.available(), temp.available()), (here, here));
+    temp.push(MIB);
+    assert_eq!(arena.available(), 0, "its block is not the current one");
+    assert!(temp.available() > 0);
+}
+
+#[test]
+fn a_spare_reservation_counts_as_far_as_it_is_committed() {
+    let chained = Arena::builder().growth(Growth::ReservedThenChained).capacity(MIB);
+    let mut arena = chained.build().unwrap();
+    arena.push(MIB - KIB);
+    let here = arena.pos();
+    arena.push(8 * KIB);
+    let both = arena.committed();
+    arena.pop_to(here).unwrap();
+    assert_eq!(arena.committed(), both);
+}
+
+#[test]
+fn what_is_zeroed_on_pop_is_gone_after_the_drop() {
+    let mut room = vec![MaybeUninit::new(7u8); 4 * KIB];
+    let arena = Arena::builder().zeroing(Zeroing::OnPop).build_over(&mut room).unwrap();
+    let secret = arena.push_str("a secret, and more of it").as_ptr().addr();
+    // In a scope that is leaked, too.
+    let temp = core::mem::ManuallyDrop::new(arena.temp());
+    let deeper = temp.push_str("another one").as_ptr().addr();
+    drop(arena);
+    for (place, len) in [(secret, 24), (deeper, 11)] {
+        let at = place - room.as_ptr().addr();
+        // SAFETY: initialised at the start, and written since.
+        let left = room[at..at + len].iter().map(|byte| unsafe { byte.assume_init() });
+        assert!(left.into_iter().all(|byte| byte == 0));
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod off {
         pub(in crate::arena) const fn new() -> Trace {
             Trace
         }
+        pub(in crate::arena) fn remember_nothing(&self) {}
         #[inline(always)]
         pub(in crate::arena) fn pushed(
             &self,
@@ -107,11 +108,22 @@ mod on {
         log: Cell<Option<ArenaLog>>,
         /// Start and end of the pushes that are there, in order.
         pushes: RefCell<Vec<(usize, usize)>>,
+        /// How many of them at the most.
+        most: Cell<usize>,
     }
 
     impl Trace {
         pub(in crate::arena) fn new() -> Trace {
-            Trace { stats: Cell::default(), log: Cell::new(None), pushes: RefCell::new(Vec::new()) }
+            Trace {
+                stats: Cell::default(),
+                log: Cell::new(None),
+                pushes: RefCell::new(Vec::new()),
+                most: Cell::new(REMEMBERED),
+            }
+        }
+        /// For an arena that is never dropped, and so must not have anything on the heap.
+        pub(in crate::arena) fn remember_nothing(&self) {
+            self.most.set(0);
         }
         pub(in crate::arena) fn stats(&self) -> ArenaStats {
             self.stats.get()
@@ -147,7 +159,7 @@ mod on {
                 stats.high_water = stats.high_water.max(position + len);
             });
             let mut pushes = self.pushes.borrow_mut();
-            if len != 0 && pushes.len() < REMEMBERED {
+            if len != 0 && pushes.len() < self.most.get() {
                 pushes.push((position, position + len));
             }
         }

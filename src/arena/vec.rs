@@ -320,13 +320,17 @@ impl<'a, T> ArenaVec<'a, T> {
     /// # Panics
     /// For a range outside the vector.
     pub fn drain(&mut self, range: impl RangeBounds<usize>) -> Drain<'_, 'a, T> {
+        let after = |index: usize| match index.checked_add(1) {
+            Some(next) => next,
+            None => panic!("a range past all numbers"),
+        };
         let start = match range.start_bound() {
             Bound::Included(&start) => start,
-            Bound::Excluded(&before) => before + 1,
+            Bound::Excluded(&before) => after(before),
             Bound::Unbounded => 0,
         };
         let end = match range.end_bound() {
-            Bound::Included(&last) => last + 1,
+            Bound::Included(&last) => after(last),
             Bound::Excluded(&end) => end,
             Bound::Unbounded => self.len,
         };

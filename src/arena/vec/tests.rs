@@ -168,3 +168,22 @@ fn an_index_past_the_end_is_told() {
     vec.extend([1, 2, 3]);
     vec.remove(3);
 }
+
+#[test]
+fn ranges_past_all_numbers_are_refused() {
+    use core::ops::Bound::{Excluded, Included, Unbounded};
+    let past = [
+        (Excluded(usize::MAX), Unbounded),
+        (Unbounded, Included(usize::MAX)),
+        (Excluded(usize::MAX), Included(usize::MAX)),
+    ];
+    for range in past {
+        let arena = Arena::new();
+        let mut vec = ArenaVec::new_in(&arena);
+        vec.extend(0..4);
+        let drained =
+            std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| vec.drain(range).count()));
+        assert!(drained.is_err(), "{range:?}");
+        assert_eq!(*vec, [0, 1, 2, 3]);
+    }
+}
