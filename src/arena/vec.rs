@@ -113,12 +113,14 @@ impl<'a, T> ArenaVec<'a, T> {
     /// Where there is no room.
     #[inline]
     pub fn push(&mut self, value: T) {
-        if self.len == self.capacity {
+        // Read once: as far as the compiler knows, the value may be written over the length.
+        let len = self.len;
+        if len == self.capacity {
             self.grow_or_fail();
         }
         // SAFETY: `len < capacity`.
-        unsafe { self.start.add(self.len).write(value) };
-        self.len += 1;
+        unsafe { self.start.add(len).write(value) };
+        self.len = len + 1;
     }
 
     /// Appends a value, or says why not; then it is dropped.
@@ -127,12 +129,13 @@ impl<'a, T> ArenaVec<'a, T> {
     /// [`Error::OutOfMemory`], [`Error::ScopeOpen`].
     #[inline]
     pub fn try_push(&mut self, value: T) -> Result<()> {
-        if self.len == self.capacity {
+        let len = self.len;
+        if len == self.capacity {
             self.try_reserve(1)?;
         }
         // SAFETY: `len < capacity`.
-        unsafe { self.start.add(self.len).write(value) };
-        self.len += 1;
+        unsafe { self.start.add(len).write(value) };
+        self.len = len + 1;
         Ok(())
     }
 
