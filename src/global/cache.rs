@@ -18,7 +18,7 @@
 #![allow(unsafe_code)] // raw stacks of blocks
 
 use core::alloc::Layout;
-use core::ops::{Deref, DerefMut, Range};
+use core::ops::{Deref, DerefMut};
 use core::ptr;
 
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
@@ -33,8 +33,10 @@ pub(crate) const MAX_REGIONS: usize = 64;
 const RUNS_KEPT: usize = 8;
 /// The longest run that a cache keeps, in granules.
 const RUN_LENGTHS: usize = MAX_RUN as usize;
-/// Granules of runs that a cache keeps at first, all lengths together, and at most.
-const RUN_GRANULES: Range<usize> = 64..256;
+/// Granules of runs that any thread may keep, whatever it had in use: 1 MiB.
+const SPARE_RUNS: usize = 16;
+/// Granules of runs that no thread keeps more of: 8 MiB.
+const MOST_RUNS: usize = 128;
 
 /// Bins of a cache: class `c` has number `c + 1`. Number 0 and those past the classes are always
 /// empty and full, so that any class field of a granule map entry picks a bin that exists.
@@ -114,56 +116,71 @@ impl RunBin {
 
 /// The runs that a thread keeps.
 ///
-/// They may come to [`RUN_GRANULES`]`.start` at first. A thread that finds none of a length soon
-/// after it had to give one away should have kept it, and may keep twice as many from then on.
+/// What it keeps and what it has in use together never come to more than it once had in use alone
+/// (but for [`SPARE_RUNS`]): keeping runs never makes a thread's peak higher. So a thread that
+/// needs a length it has none of gives others back before it asks for more.
 #[derive(Debug)]
 pub(crate) struct RunCache {
     bins: [RunBin; RUN_LENGTHS],
     /// Granules in `bins`.
-    granules: usize,
-    /// What `granules` may come to; 0 stands for the first limit.
-    limit: usize,
-    /// Whether a run was given away since the limit last changed.
-    gave_away: bool,
+    kept: usize,
+    /// Granules that the thread took and has not freed. What it frees for others counts, too, so
+    /// it is a measure, no account; never below zero.
+    used: usize,
+    /// The most that `used` ever was.
+    most_used: usize,
 }
 
 impl RunCache {
-    fn limit(&self) -> usize {
-        self.limit.max(RUN_GRANULES.start)
+    /// Granules that may be kept now.
+    fn room(&self) -> usize {
+        (self.most_used - self.used).clamp(SPARE_RUNS, MOST_RUNS)
     }
-    /// Keeps a run of `granules`; false where it does not fit.
+    /// Keeps a run of `granules` that the thread frees; false where it does not fit.
     #[inline]
     pub(crate) fn keep(&mut self, granules: usize, run: KeptRun) -> bool {
-        let fits = self.granules + granules <= self.limit();
+        self.used = self.used.saturating_sub(granules);
+        let fits = self.kept + granules <= self.room();
         let Some(bin) = self.bins.get_mut(granules.wrapping_sub(1)) else { return false };
         if !fits || bin.len == RUNS_KEPT {
-            self.gave_away |= bin.len < RUNS_KEPT;
             return false;
         }
         bin.push(run);
-        self.granules += granules;
+        self.kept += granules;
         true
     }
-    /// The last run of `granules` that was kept and is aligned to `align`, a power of two.
+    /// The last run of `granules` that was kept and is aligned to `align`, a power of two. The
+    /// thread has it in use from now on.
     #[inline]
     pub(crate) fn take(&mut self, granules: usize, align: usize) -> Option<KeptRun> {
         let bin = self.bins.get_mut(granules.wrapping_sub(1))?;
         let aligned = |place: &usize| bin.blocks[*place].addr() & (align - 1) == 0;
-        let Some(place) = (0..bin.len.min(RUNS_KEPT)).rev().find(aligned) else {
-            if self.gave_away {
-                self.gave_away = false;
-                self.limit = (2 * self.limit()).min(RUN_GRANULES.end);
-            }
-            return None;
-        };
-        self.granules -= granules;
-        Some(bin.remove(place))
+        let place = (0..bin.len.min(RUNS_KEPT)).rev().find(aligned)?;
+        let run = bin.remove(place);
+        self.kept -= granules;
+        self.note_resized(0, granules);
+        Some(run)
+    }
+    /// Notes that a run in use has `now` granules, and had `before`; 0 stands for none.
+    #[inline]
+    pub(crate) fn note_resized(&mut self, before: usize, now: usize) {
+        self.used = self.used.saturating_sub(before) + now;
+        self.most_used = self.most_used.max(self.used);
+    }
+    /// A run that must go before the thread takes one of `granules` that it has none of: the
+    /// longest, of which the next can be cut.
+    pub(crate) fn take_surplus(&mut self, granules: usize) -> Option<KeptRun> {
+        let used = self.used + granules;
+        let room = (self.most_used.max(used) - used).clamp(SPARE_RUNS, MOST_RUNS);
+        if self.kept > room { self.take_longest() } else { None }
     }
     /// Any run that is kept.
-    pub(crate) fn take_any(&mut self) -> Option<KeptRun> {
-        self.limit = 0;
-        let granules = 1 + self.bins.iter().position(|bin| bin.len > 0)?;
-        self.take(granules, 1)
+    pub(crate) fn take_longest(&mut self) -> Option<KeptRun> {
+        let longest = self.bins.iter().rposition(|bin| bin.len > 0)?;
+        let bin = &mut self.bins[longest];
+        let run = bin.remove(bin.len.min(RUNS_KEPT) - 1);
+        self.kept -= longest + 1;
+        Some(run)
     }
 }
 

@@ -446,10 +446,17 @@ pub(crate) fn trim() {
 
 /// Gives the runs that a cache keeps back.
 fn drop_runs(cache: &mut ThreadCache) {
-    while let Some(run) = cache.runs.take_any() {
-        if let Some((_, part, offset)) = HEAP.find(run.block.addr()) {
-            part.heap.free_run(part.process, GranuleIdx((offset / GRANULE) as u32));
-        }
+    while let Some(run) = cache.runs.take_longest() {
+        give_run_back(run);
+    }
+}
+
+/// Gives a run back that a cache kept.
+#[cold]
+fn give_run_back(run: KeptRun) {
+    let _visit = HEAP.visit();
+    if let Some((_, part, offset)) = HEAP.find(run.block.addr()) {
+        part.heap.free_run(part.process, GranuleIdx((offset / GRANULE) as u32));
     }
 }
 
@@ -485,7 +492,12 @@ pub(crate) fn allocate_large(
         in_some_shared(config, needed, |part, heap| take(part, heap.id()))
     } else {
         // SAFETY: the calling thread's own cache.
-        in_some_region(unsafe { &mut *cache }, needed, |part, heap| take(part, heap.id()))
+        let cache = unsafe { &mut *cache };
+        let found = in_some_region(cache, needed, |part, heap| take(part, heap.id()));
+        if is_run && found.is_some() {
+            cache.runs.note_resized(0, size.div_ceil(GRANULE));
+        }
+        found
     };
     found.unwrap_or((ptr::null_mut(), false))
 }
@@ -499,7 +511,12 @@ fn kept_run(size: usize, align: usize) -> Option<*mut u8> {
         return None;
     }
     let granules = size.div_ceil(GRANULE);
-    let run = cache.runs.take(granules, align)?;
+    let Some(run) = cache.runs.take(granules, align) else {
+        while let Some(run) = cache.runs.take_surplus(granules) {
+            give_run_back(run);
+        }
+        return None;
+    };
     if size <= run.committed || commit_kept(run.block, size) {
         return Some(run.block);
     }
@@ -589,7 +606,13 @@ fn resize_large(block: *mut u8, size: usize) -> bool {
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return false };
     match part.heap.find_block(offset) {
         Ok(Block::Run { head, granules, owner }) => {
-            part.heap.resize_run(part.process, owner, head, granules, size)
+            let resized = part.heap.resize_run(part.process, owner, head, granules, size);
+            // SAFETY: the calling thread's own cache, which nothing else refers to now.
+            let cache = unsafe { &mut *tls::get() };
+            if resized && cache.phase == Phase::Live {
+                cache.runs.note_resized(granules as usize, size.div_ceil(GRANULE));
+            }
+            resized
         }
         // Far smaller blocks move, so that they do not sit on whole chunks.
         Ok(Block::Large { head }) => {
