@@ -421,11 +421,12 @@ impl ThreadCache {
         phase: Phase::New,
     };
 
-    /// Starts to use a body, all of whose slots are free.
+    /// Starts to use a body, all of whose slots are free. The cache has none yet.
     ///
     /// # Safety
     /// The body is initialised and nobody else's.
     pub(crate) unsafe fn attach(&mut self, body: *mut Body, first: FirstRegion) {
+        debug_assert!(self.bins.iter().all(|bin| bin.top == NO_SLOT && bin.limit == NO_SLOT));
         self.body = body;
         self.first = first;
         self.phase = Phase::Live;
@@ -433,12 +434,9 @@ impl ThreadCache {
         self.strangers = [0; CLASSES];
         // Not what the thread before needed: most threads are short, and need little.
         self.batch = FIRST_BATCHES;
-        for (class, &start) in STARTS.iter().enumerate() {
-            // SAFETY: the start of a class's slots lies among the body's.
-            let start = unsafe { (&raw mut (*body).slots).cast::<*mut u8>().add(start as usize) };
-            // No room yet: the first free of a class asks whose the block is (`slow::overflow`).
-            self.bins[class + 1] = Bin { top: start, limit: start };
-        }
+        // The bins stay as they are until they get room. To look at a body's null slot before
+        // anything was written beside it would have the page mapped twice, to be read and to be
+        // written, and the second time all processors be told.
     }
 
     /// The counter of this thread's visits to the engine.
@@ -460,9 +458,17 @@ impl ThreadCache {
             .cast::<*mut u8>()
             .wrapping_add(STARTS[class.index()] as usize)
     }
+    /// Whether a bin is still as a thread's bins start: empty and full, and of no place in the body.
+    #[inline]
+    fn has_no_room(&self, class: ClassId) -> bool {
+        self.bins[class.index() + 1].limit == NO_SLOT
+    }
     /// Blocks in a bin.
     #[inline]
     pub(crate) fn len(&mut self, class: ClassId) -> usize {
+        if self.has_no_room(class) {
+            return 0;
+        }
         let start = self.start(class);
         (self.bins[class.index() + 1].top.addr() - start.addr()) / size_of::<*mut u8>()
     }
@@ -474,6 +480,9 @@ impl ThreadCache {
     /// Blocks that a bin may hold now.
     #[inline]
     pub(crate) fn room(&mut self, class: ClassId) -> usize {
+        if self.has_no_room(class) {
+            return 0;
+        }
         let start = self.start(class);
         (self.bins[class.index() + 1].limit.addr() - start.addr()) / size_of::<*mut u8>()
     }
@@ -483,6 +492,9 @@ impl ThreadCache {
         let room = room.min(capacity(class.index()));
         let (had, size) = (self.room(class), class.size());
         self.room_bytes = self.room_bytes.wrapping_add(room * size).wrapping_sub(had * size);
+        if self.has_no_room(class) {
+            self.bins[class.index() + 1].top = start;
+        }
         self.bins[class.index() + 1].limit = start.wrapping_add(room);
     }
     /// Makes room for a free that found none: the first time a little, later twice as much, as
@@ -507,7 +519,7 @@ impl ThreadCache {
     }
     /// Says that a bin holds its first `count` slots.
     pub(crate) fn set_len(&mut self, class: ClassId, count: usize) {
-        debug_assert!(count <= capacity(class.index()));
+        debug_assert!(count <= self.room(class));
         self.bins[class.index() + 1].top = self.start(class).wrapping_add(count);
     }
     /// Takes the `count` oldest blocks out of a bin, which has that many, after somebody else has

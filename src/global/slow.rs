@@ -398,6 +398,9 @@ pub(crate) fn flush_cache(cache: &mut ThreadCache) {
     for index in 0..CLASSES {
         let class = ClassId::new(index);
         let len = cache.len(class);
+        if len == 0 {
+            continue;
+        }
         let slots = cache.slots(class, len);
         // SAFETY: the bin holds `len` blocks, and the flush does not touch the cache's slots.
         flush(Some(cache), class, unsafe { &*slots });
