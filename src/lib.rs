@@ -116,7 +116,7 @@ pub use containers::{RingHandle, ShmBox, ShmHashMap, ShmHeap, ShmRing, ShmString
 #[cfg(feature = "c-api")]
 pub use global::c_api;
 pub use global::{AttachedHeap, HeapBackend, HeapStats, HeapToken, HshmAlloc, HshmAllocBuilder};
-pub use heap::{Fault, HeapReport};
+pub use heap::{Fault, HeapReport, HugePages};
 pub use ptr::{AtomicOffsetPtr, AtomicShmPtr, FullPtr, OffsetPtr, ShmPtr, ShmSafe};
 pub use region::{
     ArrayBackend, Backend, BackendKind, FileBackend, MallocBackend, MemfdBackend, PosixMmap,

@@ -6,7 +6,7 @@
 //! | [`backend`](HshmAllocBuilder::backend) | `HSHM_BACKEND=memfd` or `private` | what is behind the heap | memfd |
 //! | [`name`](HshmAllocBuilder::name) | `HSHM_NAME=text` | the label of the segment in `/proc/<pid>/fd` | `hshm` |
 //! | [`retain`](HshmAllocBuilder::retain) | `HSHM_RETAIN=32M` | free memory kept for reuse before it goes back to the system | 32 MiB |
-//! | [`huge_pages`](HshmAllocBuilder::huge_pages) | `HSHM_HUGE_PAGES=1` | ask for huge pages | no |
+//! | [`huge_pages`](HshmAllocBuilder::huge_pages) | `HSHM_HUGE_PAGES=never`, `large`, `always` | what is to have huge pages | large heaps |
 //! | [`thread_blocks`](HshmAllocBuilder::thread_blocks) | `HSHM_THREAD_BLOCKS=n` | threads with a heap of their own; more threads share one | 16383 |
 //! | [`stats_at_exit`](HshmAllocBuilder::stats_at_exit) | `HSHM_STATS=1` | print a line when the program ends | no |
 //!
@@ -15,6 +15,7 @@
 use core::ffi::CStr;
 
 use crate::base::units::{GIB, KIB, MIB};
+use crate::heap::HugePages;
 use crate::os;
 
 /// What is behind the heap of a program.
@@ -34,7 +35,7 @@ pub(crate) struct Config {
     pub(crate) backend: HeapBackend,
     pub(crate) name: Label,
     pub(crate) retain: usize,
-    pub(crate) huge_pages: bool,
+    pub(crate) huge_pages: HugePages,
     pub(crate) thread_blocks: u32,
     pub(crate) stats_at_exit: bool,
 }
@@ -45,7 +46,7 @@ impl Config {
         backend: HeapBackend::Memfd,
         name: Label::new("hshm"),
         retain: 32 * MIB,
-        huge_pages: false,
+        huge_pages: HugePages::LargeHeaps,
         thread_blocks: 16 * 1024 - 1,
         stats_at_exit: false,
     };
@@ -64,10 +65,14 @@ impl Config {
         if let Some(on) = number(c"HSHM_STATS") {
             self.stats_at_exit = on != 0;
         }
-        if let Some(on) = number(c"HSHM_HUGE_PAGES") {
-            self.huge_pages = on != 0;
-        }
         let mut buffer = [0; 32];
+        match os::getenv(c"HSHM_HUGE_PAGES", &mut buffer) {
+            None => {}
+            Some(b"never" | b"0") => self.huge_pages = HugePages::Never,
+            Some(b"large") => self.huge_pages = HugePages::LargeHeaps,
+            Some(b"always" | b"1") => self.huge_pages = HugePages::Always,
+            Some(_) => complain(c"HSHM_HUGE_PAGES", "never, large or always"),
+        }
         match os::getenv(c"HSHM_BACKEND", &mut buffer) {
             None => {}
             Some(b"memfd") => self.backend = HeapBackend::Memfd,
@@ -201,9 +206,9 @@ impl HshmAllocBuilder {
         self.config.retain = bytes;
         self
     }
-    /// Whether to ask the system for huge pages.
-    pub const fn huge_pages(mut self, on: bool) -> Self {
-        self.config.huge_pages = on;
+    /// What is to have huge pages.
+    pub const fn huge_pages(mut self, what: HugePages) -> Self {
+        self.config.huge_pages = what;
         self
     }
     /// Threads that get a heap of their own at a time; more threads share one more.

@@ -197,9 +197,7 @@ impl Heap {
         let processes = if region.is_shared() { 256 } else { 1 };
         let sizes = TableSizes { processes, thread_blocks: MAX_THREAD_BLOCKS, keepers: false };
         let mut heap = RegionHeap::create(region, sizes)?;
-        if config.huge_pages {
-            heap.advise_huge();
-        }
+        heap.set_huge(config.huge_pages);
         // One block more than threads may have: the shared heap's.
         let max_blocks = config.thread_blocks + 1;
         let joining = Joining { max_bytes: 0, max_blocks, watched: false };

@@ -23,7 +23,6 @@ use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use crate::base::bits::run_mask;
 use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK, PAGE};
 use crate::base::{Error, Result, align_up};
-use crate::os;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// What a chunk is used for.
@@ -59,7 +58,7 @@ pub(crate) struct ChunkEntry {
     /// The list it is in, plus one; 0 for none.
     pub(crate) bucket: AtomicU32,
     /// 1 where huge pages were asked for.
-    huge: AtomicU32,
+    pub(super) huge: AtomicU32,
 }
 
 impl ChunkEntry {
@@ -114,11 +113,6 @@ impl RegionHeap {
         self.commit_chunk_entries(chunk, 1)?;
         self.claim(chunk, 1);
         let entry = self.chunk(chunk);
-        if entry.huge.load(Relaxed) == 1 {
-            // Slabs and runs touch a page here and there.
-            entry.huge.store(0, Relaxed);
-            let _ = os::advise_ordinary(self.base().addr() + chunk.0 as usize * CHUNK, CHUNK);
-        }
         entry.used.store(!self.chunk_mask(chunk), Relaxed);
         entry.set_usage(Use::Pages(process));
         Ok(chunk)
@@ -386,33 +380,8 @@ impl RegionHeap {
         if self.must_commit() {
             self.commit(head.0 as usize * GRANULE + from, to - from)?;
         }
-        if self.huge_blocks() {
-            self.advise_huge_block(Self::chunk_of(head).0, to);
-        }
+        self.advise_huge_block(head, to);
         Ok(())
-    }
-
-    /// Asks for huge pages behind the chunks that a large block fills. A page more for the block's
-    /// tail would be up to 2 MiB that nobody asked for.
-    fn advise_huge_block(&self, first: ChunkIdx, bytes: usize) {
-        let chunks = first.0..first.0 + (bytes / CHUNK) as u32;
-        let asked = |index: u32| self.chunk(ChunkIdx(index)).huge.swap(1, Relaxed) == 1;
-        let mut start = chunks.start;
-        for index in chunks.clone() {
-            if asked(index) {
-                self.advise_huge_chunks(start, index);
-                start = index + 1;
-            }
-        }
-        self.advise_huge_chunks(start, chunks.end);
-    }
-
-    fn advise_huge_chunks(&self, from: u32, to: u32) {
-        if from < to {
-            let at = self.base().addr() + from as usize * CHUNK;
-            // A wish: ordinary pages do.
-            let _ = os::advise_huge(at, (to - from) as usize * CHUNK);
-        }
     }
 
     /// Writes zeros over what is dirty of a large block that nobody has seen yet.
@@ -553,7 +522,7 @@ impl RegionHeap {
         Some(ChunkIdx(at))
     }
 
-    fn is_whole(&self, index: ChunkIdx) -> bool {
+    pub(super) fn is_whole(&self, index: ChunkIdx) -> bool {
         self.chunk_mask(index) == u64::MAX
     }
 

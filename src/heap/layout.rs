@@ -29,13 +29,13 @@ use core::ptr::NonNull;
 
 use super::chunk::ChunkEntry;
 use super::granule::{BlockId, Entry, GranuleIdx};
+use super::huge::HugePages;
 use super::liveness::Own;
 use super::process::ProcessBlock;
 use super::slab::{BitArea, SlabDesc};
 use super::thread::ThreadBlock;
 use crate::base::units::{CHUNK, GRANULE, GRANULE_SHIFT, GRANULES_PER_CHUNK, PAGE};
 use crate::base::{Error, Result, align_up};
-use crate::os;
 use crate::region::Region;
 use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::sync::shm_lock::{Holder, ShmGuard, ShmLock};
@@ -215,8 +215,9 @@ pub(crate) struct RegionHeap {
     block_count: u32,
     must_commit: bool,
     lazily_zero: bool,
-    /// Large blocks are asked huge pages for.
-    huge_blocks: bool,
+    pub(super) huge: HugePages,
+    /// The system has shown that it gives this memory no huge pages.
+    pub(super) huge_refused: AtomicBool,
     /// The system refused to commit pages lately.
     short: AtomicBool,
     /// What tells this registration from all others; see `liveness`.
@@ -399,8 +400,8 @@ impl RegionHeap {
             block_count: blocks,
             must_commit: region.must_commit(),
             lazily_zero: header.zeroed == 1,
-            // Shared memory has a setting of its own, mostly "never", which no advice changes.
-            huge_blocks: !region.is_shared(),
+            huge: HugePages::LargeHeaps,
+            huge_refused: AtomicBool::new(false),
             short: AtomicBool::new(false),
             own: Own::default(),
             region,
@@ -680,16 +681,6 @@ impl RegionHeap {
         block.lock.reset();
         block.pid.store(pid, Ordering::Relaxed);
         block.start_time.store(started, Ordering::Relaxed);
-    }
-    /// Asks for huge pages behind the whole region; blocks need not ask any more.
-    pub(crate) fn advise_huge(&mut self) {
-        self.huge_blocks = false;
-        // Where the system has none to give, ordinary pages do.
-        let _ = os::advise_huge(self.base().addr(), self.region().len());
-    }
-    /// Whether large blocks are to ask for huge pages, chunk by chunk.
-    pub(crate) fn huge_blocks(&self) -> bool {
-        self.huge_blocks
     }
     /// Gives the memory of free granules back to the system; true where they are zero afterwards.
     ///

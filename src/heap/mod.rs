@@ -34,6 +34,7 @@ pub(crate) mod buddy;
 pub(crate) mod bump;
 pub(crate) mod chunk;
 pub(crate) mod granule;
+pub(crate) mod huge;
 pub(crate) mod keeper;
 pub(crate) mod layout;
 pub(crate) mod liveness;
@@ -49,4 +50,5 @@ pub(crate) mod verify;
 pub(crate) mod words;
 
 pub use bump::Heap;
+pub use huge::HugePages;
 pub use verify::{Fault, HeapReport};

@@ -229,6 +229,7 @@ impl RegionHeap {
                 Err(Error::OutOfMemory { .. }) if self.reap(process).any() => continue,
                 Err(error) => return Err(error),
             };
+            self.choose_pages(process, chunk);
             block.owned.fetch_add(CHUNK as u64, Relaxed);
             let dirty = self.chunk(chunk).dirty.load(Relaxed) & self.chunk_mask(chunk);
             block.dirty_free.fetch_add(dirty.count_ones() as u64 * GRANULE as u64, Relaxed);

@@ -262,6 +262,26 @@ pub(crate) fn advise_huge(base: usize, len: usize) -> Result<()> {
     advise(base, len, libc::MADV_HUGEPAGE)
 }
 
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Puts huge pages behind a range of shared memory, now, whatever the setting for shared memory is.
+/// [`Error::Unsupported`] where this system never will (before Linux 6.1, or not for this file);
+/// any other error leaves some of the range as it was. The contents stay.
+pub(crate) fn populate_huge(base: usize, len: usize) -> Result<()> {
+    let _errno = KeepErrno::new();
+    for start in (base..base + len).step_by(HUGE_PAGE) {
+        // Of a range without any page there is nothing to collapse.
+        commit(start, 1, None)?;
+    }
+    // SAFETY: changes no contents.
+    match unsafe { libc::madvise(at(base), len, libc::MADV_COLLAPSE) } {
+        0 => Ok(()),
+        _ if errno() == libc::EINVAL => Err(Error::Unsupported),
+        _ => Err(last_error(len)),
+    }
+}
+
 /// Takes the wish of [`advise_huge`] back.
 pub(crate) fn advise_ordinary(base: usize, len: usize) -> Result<()> {
     advise(base, len, libc::MADV_NOHUGEPAGE)
