@@ -7,8 +7,8 @@ use std::mem::offset_of;
 
 use hshm::arena::{Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena};
 use hshm::{
-    AllocatorId, Backend, Error, ErrorCode, FileBackend, GIB, MIB, MemfdBackend, OffsetPtr, Region,
-    RegionOptions, ShareToken, ShmSafe,
+    AllocatorId, Backend, Error, ErrorCode, FileBackend, GIB, MIB, MemfdBackend, OffsetPtr,
+    PosixMmap, Region, RegionOptions, ShareToken, ShmSafe,
 };
 use support::peer::{Peer, serve};
 use support::{Dir, other_process_ok, role, turn};
@@ -143,6 +143,57 @@ fn a_dead_writer_is_replaced() {
     assert!(arena.pos() < arena.first() + 2000 + 100 * 16, "what was not published is forgotten");
     assert!(arena.push(50_000).iter().all(|&byte| byte == 0));
     assert!(read_list(&ArenaReader::attach(region).unwrap()).into_iter().eq((0..100).rev()));
+}
+
+/// The header is only a hint: the kernel knows who the writer is.
+#[test]
+fn a_forged_header_makes_no_second_writer() {
+    let region = region(MIB);
+    let arena = RegionArena::create(region.clone(), &SETTINGS).unwrap();
+    let refused = || RegionArena::attach(region.clone(), &SETTINGS).unwrap_err();
+    assert_eq!(refused(), Error::AlreadyExists, "the writer is this process");
+    let header = region.base().wrapping_add(region.payload_offset());
+    let (writer, start) = (header.wrapping_add(12).cast::<u32>(), header.wrapping_add(16));
+    // SAFETY: the region's own memory, which nobody reads or writes at the same time.
+    let pid = unsafe { writer.read() };
+    for forged in [0, 1, i32::MAX as u32, pid & 0x7FFF_FFFF, pid ^ 1, 0x8000_0000 | 1] {
+        // SAFETY: as above.
+        unsafe { writer.write(forged) };
+        assert_eq!(refused(), Error::AlreadyExists, "{forged:#x}");
+    }
+    // As if another process were just becoming the writer after one that had died.
+    // SAFETY: as above.
+    unsafe {
+        writer.write(pid);
+        start.cast::<u64>().write(77);
+    }
+    assert_eq!(refused(), Error::AlreadyExists);
+    drop(arena);
+    // A writer that was killed leaves its name; somebody else may have its pid now, as init has 1.
+    for left in [pid, 0x8000_0000 | 1, 0xFFFF_FFFF] {
+        // SAFETY: as above.
+        unsafe { writer.write(left) };
+        drop(RegionArena::attach(region.clone(), &SETTINGS).unwrap());
+    }
+    // One without a lock that cannot be told to be dead.
+    // SAFETY: as above.
+    unsafe { writer.write(std::process::id()) };
+    assert_eq!(refused(), Error::AlreadyExists);
+}
+
+/// Memory that has no file has no lock.
+#[test]
+fn private_memory_has_one_writer_too() {
+    let options = RegionOptions::new().capacity(MIB);
+    let region = PosixMmap::create("arena", &options).unwrap();
+    let arena = RegionArena::create(region.clone(), &SETTINGS).unwrap();
+    let error = RegionArena::attach(region.clone(), &SETTINGS).unwrap_err();
+    assert_eq!(error, Error::AlreadyExists);
+    push_list(&arena, 0..10);
+    drop(arena);
+    let again = RegionArena::attach(region.clone(), &SETTINGS).unwrap();
+    assert!(read_list(&ArenaReader::attach(region).unwrap()).into_iter().eq((0..10).rev()));
+    drop(again);
 }
 
 #[test]

@@ -5,8 +5,11 @@
 //!                            start                   position       the writer's top      end
 //! ```
 //!
-//! One process at a time pushes: the *writer*, named by pid and start time in the shared header, so
-//! that a dead one can be told from a live one, and replaced. What it pushes are offsets to others:
+//! One process at a time pushes: the *writer*. It holds a byte of the region's file locked, which
+//! the kernel lets go when the process ends, so that a dead one is replaced and a live one is not,
+//! whatever the header says. (Where there is no such lock, in private memory or on some file systems,
+//! the header says who the writer is, and the process table whether it lives; where that cannot be
+//! told it is taken to live.) What it pushes are offsets to others:
 //! [`Arena::pos`] of such an arena counts from the region's base. Others see what was *published*:
 //! the writer stores its top in `position` with Release, a reader loads it with Acquire, and
 //! everything below was written before. The arena's own bookkeeping (blocks, limits) is the
@@ -25,8 +28,9 @@ use super::block::Block;
 use super::options::{ArenaBuilder, Options};
 use super::{Arena, Growth};
 use crate::base::{Error, Result, align_up};
+use crate::heap::liveness::Described;
 use crate::heap::words::{Atoms, Words};
-use crate::os;
+use crate::os::{self, ByteLock};
 use crate::ptr::{FullPtr, OffsetPtr, ShmPtr};
 use crate::region::Region;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -34,7 +38,13 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// "hshmARNA", little-endian.
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmARNA");
 /// Changes whenever the meaning of a byte of the header does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The byte of the file that the writer has locked.
+const WRITER_BYTE: u32 = 0;
+/// In the word that says who the writer is: it has the lock, and needs no other witness.
+const LOCKED: u32 = 1 << 31;
+/// There: somebody becomes the writer, and has not yet said who it is.
+const CLAIMED: u32 = LOCKED - 1;
 /// What the region header says of such a region.
 const ARENA_ENGINE: u32 = 3;
 
@@ -42,15 +52,16 @@ const ARENA_ENGINE: u32 = 3;
 struct Shared {
     magic: AtomicU64,
     version: AtomicU32,
-    /// Pid of the writer, or 0.
+    /// Pid of the writer, or 0; and whether it has the lock.
     writer: AtomicU32,
-    /// When it started; 0 while it has not said so yet.
+    /// When it started.
     writer_start: AtomicU64,
     start: AtomicU64,
     end: AtomicU64,
     position: AtomicU64,
     root: AtomicU64,
-    spare: AtomicU64,
+    /// The writer's pid namespace.
+    namespace: AtomicU64,
 }
 
 // SAFETY: `repr(C)`, atomics without padding: 8 + 4 + 4 + 6 * 8 = 64 bytes.
@@ -138,6 +149,8 @@ pub struct RegionArena {
     /// The offset of the first byte that can be pushed.
     start: usize,
     pid: u32,
+    /// Goes with the arena, or with the process.
+    _lock: Option<ByteLock>,
 }
 
 impl RegionArena {
@@ -152,11 +165,15 @@ impl RegionArena {
         let words = words_of(&region)?;
         region.claim_engine()?;
         let at = region.payload_offset() as u64;
-        match Self::lay_out(&region, &words, at, options) {
-            Ok(arena) => {
+        let made = Self::lay_out(&region, &words, at, options).and_then(|arena| {
+            let lock = become_writer(&region, words.place::<Shared>(at)?)?;
+            Ok((arena, lock))
+        });
+        match made {
+            Ok((arena, _lock)) => {
                 region.finish_engine(ARENA_ENGINE, at);
                 let start = at as usize + size_of::<Shared>();
-                Ok(RegionArena { arena, region, words, at, start, pid: os::process_id() })
+                Ok(RegionArena { arena, region, words, at, start, pid: os::process_id(), _lock })
             }
             Err(error) => {
                 region.abandon_engine();
@@ -183,8 +200,8 @@ impl RegionArena {
         let arena =
             Self::arena_over(region, options, start, region.len(), at as usize + first, zero)?;
         shared.version.store(VERSION, Ordering::Relaxed);
-        shared.writer_start.store(own_start(), Ordering::Relaxed);
-        shared.writer.store(os::process_id(), Ordering::Relaxed);
+        // Whatever was here before.
+        shared.writer.store(0, Ordering::Relaxed);
         shared.start.store(start as u64, Ordering::Relaxed);
         shared.end.store(region.len() as u64, Ordering::Relaxed);
         shared.position.store(start as u64, Ordering::Relaxed);
@@ -219,7 +236,7 @@ impl RegionArena {
         }
         let words = words_of(&region)?;
         let (at, _) = find(&region, &words)?;
-        take_over(words.place::<Shared>(at)?)?;
+        let _lock = become_writer(&region, words.place::<Shared>(at)?)?;
         // Only the writer moves the position: what is read now stays.
         let made = find(&region, &words).and_then(|(at, bounds)| {
             let position = bounds.position as usize;
@@ -232,7 +249,7 @@ impl RegionArena {
         });
         match made {
             Ok((arena, at, start)) => {
-                Ok(RegionArena { arena, region, words, at, start, pid: os::process_id() })
+                Ok(RegionArena { arena, region, words, at, start, pid: os::process_id(), _lock })
             }
             Err(error) => {
                 if let Ok(shared) = words.place::<Shared>(at) {
@@ -331,29 +348,36 @@ impl RegionArena {
     }
 }
 
-/// When this process started, never 0.
-fn own_start() -> u64 {
-    os::process_start_time(os::process_id()).unwrap_or(u64::MAX).max(1)
-}
-
-/// Makes this process the writer.
-fn take_over(shared: &Shared) -> Result<()> {
+/// Makes this process the writer, unless somebody who lives is it.
+fn become_writer(region: &Region, shared: &Shared) -> Result<Option<ByteLock>> {
+    let lock = match region.own_fd().map(|fd| ByteLock::take(fd, WRITER_BYTE)) {
+        Some(Err(Error::AlreadyExists)) => return Err(Error::AlreadyExists),
+        Some(Ok(lock)) => Some(lock),
+        _ => None,
+    };
     let before = shared.writer.load(Ordering::Acquire);
-    if before != 0 {
-        let start = shared.writer_start.load(Ordering::Acquire);
-        let now = os::process_start_time(before);
-        // A start time of 0: it is just becoming the writer.
-        if now.is_some_and(|now| start == 0 || start == u64::MAX || now.max(1) == start) {
+    // Who had the lock has gone if we have it; whoever had none may live on beside it.
+    let settled = lock.is_some() && before & LOCKED != 0;
+    if before != 0 && !settled {
+        let writer = Described {
+            pid: before & !LOCKED,
+            start_time: shared.writer_start.load(Ordering::Relaxed),
+            namespace: shared.namespace.load(Ordering::Relaxed),
+        };
+        if before & !LOCKED == CLAIMED || writer.in_process_table() != Some(false) {
             return Err(Error::AlreadyExists);
         }
     }
-    let own = os::process_id();
+    let locked = if lock.is_some() { LOCKED } else { 0 };
     shared
         .writer
-        .compare_exchange(before, own, Ordering::AcqRel, Ordering::Relaxed)
+        .compare_exchange(before, CLAIMED | locked, Ordering::AcqRel, Ordering::Relaxed)
         .map_err(|_| Error::AlreadyExists)?;
-    shared.writer_start.store(own_start(), Ordering::Release);
-    Ok(())
+    let own = Described::own(true);
+    shared.writer_start.store(own.start_time, Ordering::Relaxed);
+    shared.namespace.store(own.namespace, Ordering::Relaxed);
+    shared.writer.store(own.pid | locked, Ordering::Release);
+    Ok(lock)
 }
 
 impl Deref for RegionArena {
@@ -371,7 +395,6 @@ impl Drop for RegionArena {
         }
         self.publish();
         if let Some(shared) = self.shared() {
-            shared.writer_start.store(0, Ordering::Relaxed);
             shared.writer.store(0, Ordering::Release);
         }
     }

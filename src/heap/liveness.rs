@@ -72,6 +72,41 @@ pub(crate) struct Joining {
     pub(crate) watched: bool,
 }
 
+/// What a process writes down about itself, for those who see the same process table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Described {
+    pub(crate) pid: u32,
+    /// See [`os::process_start_time`]; 0 where it could not be told.
+    pub(crate) start_time: u64,
+    /// See [`os::pid_namespace`]; 0 where it could not be told.
+    pub(crate) namespace: u64,
+}
+
+impl Described {
+    /// The calling process; only its pid, where nobody asks for more.
+    pub(crate) fn own(asked_for: bool) -> Described {
+        let pid = os::process_id();
+        let namespace = if asked_for { os::pid_namespace() } else { 0 };
+        // Without its own `/proc` it would read another process's time.
+        let started = if namespace == 0 { None } else { os::process_start_time(pid) };
+        Described { pid, start_time: started.unwrap_or(0), namespace }
+    }
+
+    /// Whether the process lives, by the process table; `None` where that cannot tell.
+    pub(crate) fn in_process_table(self) -> Option<bool> {
+        if self.namespace == 0 || self.namespace != os::pid_namespace() {
+            return None;
+        }
+        match os::presence(self.pid) {
+            Presence::Gone => Some(false),
+            Presence::Running { start_time } if self.start_time != 0 => {
+                Some(start_time == self.start_time)
+            }
+            _ => None,
+        }
+    }
+}
+
 impl RegionHeap {
     /// Claims a slot of the process table for this process. Once for each view.
     ///
@@ -117,14 +152,11 @@ impl RegionHeap {
             .map_err(|_| Error::AlreadyExists)?;
         // Only the slot's own threads ever take it.
         block.lock.reset();
-        let pid = os::process_id();
         // Who is alone is not asked for.
-        let namespace = if self.region().is_shared() { os::pid_namespace() } else { 0 };
-        // Without its own `/proc` it would read another process's time.
-        let started = if namespace == 0 { None } else { os::process_start_time(pid) };
-        block.pid.store(pid, Relaxed);
-        block.start_time.store(started.unwrap_or(0), Relaxed);
-        block.namespace.store(namespace, Relaxed);
+        let own = Described::own(self.region().is_shared());
+        block.pid.store(own.pid, Relaxed);
+        block.start_time.store(own.start_time, Relaxed);
+        block.namespace.store(own.namespace, Relaxed);
         block.watched.store(lock.is_some() as u32, Relaxed);
         block.open_account(joining.max_bytes, joining.max_blocks);
         let number = self.fresh_number();
@@ -208,16 +240,13 @@ impl RegionHeap {
     /// Asks the witnesses about the process in a slot that is live.
     fn lives(&self, slot: ProcessSlot) -> bool {
         let block = self.process(slot);
-        let namespace = block.namespace.load(Relaxed);
-        if namespace != 0 && namespace == os::pid_namespace() {
-            let started = block.start_time.load(Relaxed);
-            match os::presence(block.pid.load(Relaxed)) {
-                Presence::Gone => return false,
-                Presence::Running { start_time } if started != 0 => return start_time == started,
-                _ => {}
-            }
-        }
-        block.watched.load(Relaxed) == 0 || !self.lock_is_free(slot)
+        let described = Described {
+            pid: block.pid.load(Relaxed),
+            start_time: block.start_time.load(Relaxed),
+            namespace: block.namespace.load(Relaxed),
+        };
+        let locked = || block.watched.load(Relaxed) == 0 || !self.lock_is_free(slot);
+        described.in_process_table().unwrap_or_else(locked)
     }
 
     fn lock_is_free(&self, slot: ProcessSlot) -> bool {
