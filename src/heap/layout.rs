@@ -263,7 +263,9 @@ impl RegionHeap {
         }
         // What every process touches at once: header, process table, the first thread blocks.
         let eager = tables.chunk_table as usize;
-        region.commit(0, eager.min(tables.thread_table as usize + PAGE))?;
+        if region.must_commit() {
+            region.commit(0, eager.min(tables.thread_table as usize + PAGE))?;
+        }
         if !region.known_zero() {
             // SAFETY: the tables lie inside the region (`first_granule < granules`) and nobody else
             // uses the payload yet.
@@ -586,9 +588,14 @@ impl RegionHeap {
         let offset = address.wrapping_sub(self.base.as_ptr().addr());
         if offset >> GRANULE_SHIFT < self.granules as usize { Some(offset) } else { None }
     }
-    /// Commits pages of data or tables before their first touch.
+    /// Commits pages of data or tables before their first touch, where touching them uncommitted
+    /// could be a signal. Elsewhere pages come as they are touched: to fetch them ahead saves no time,
+    /// and many of them would never be used.
     #[inline]
     pub(crate) fn commit(&self, offset: usize, len: usize) -> Result<()> {
+        if !self.must_commit {
+            return Ok(());
+        }
         let start = offset & !(PAGE - 1);
         let end = align_up(offset + len, PAGE).unwrap_or(usize::MAX).min(self.region.len());
         let done = self.region.commit(start as u64, end.saturating_sub(start));

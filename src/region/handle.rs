@@ -152,7 +152,8 @@ impl Region {
             return Err(Error::ReadOnly);
         }
         let entry = registry::entry(self.record);
-        let fd = if os::commit_needs_file() { self.own_fd() } else { None };
+        let asks = entry.fd.is_some() && os::commit_needs_file();
+        let fd = if asks { self.own_fd() } else { None };
         match (entry.kind, fd) {
             _ if len == 0 => Ok(()),
             (BackendKind::Array | BackendKind::Malloc, _) => Ok(()),

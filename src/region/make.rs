@@ -125,9 +125,8 @@ pub(super) fn create_private(options: &RegionOptions) -> Result<Region> {
             other => break other?,
         }
     };
-    os::commit(mapping.base(), HEADER_LEN, None)?;
     let facts = facts(kind, mapping.base(), len, id);
-    // SAFETY: the mapping was just made and committed, and nobody knows it.
+    // SAFETY: the mapping was just made, and nobody knows it.
     unsafe { write_header(&facts) };
     let flags = registry::CREATED | registry::WRITABLE | registry::KNOWN_ZERO;
     let index = registry::publish(&private_entry(&facts, flags), true)?;

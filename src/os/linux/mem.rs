@@ -13,6 +13,7 @@ use once_cell::race::OnceNonZeroUsize;
 use super::{Fd, errno, error_for, last_error};
 use crate::base::units::PAGE;
 use crate::base::{Error, Result, align_down, align_up};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::futex::KeepErrno;
 
 /// Bytes of a page of this machine.
@@ -235,9 +236,19 @@ pub(crate) fn commit_needs_file() -> bool {
 /// Whether the kernel knows `MADV_POPULATE_WRITE` (5.14): it looks at the advice before it sees
 /// that there is nothing to do.
 fn can_populate() -> bool {
-    let page = page_size();
-    // SAFETY: an empty range.
-    unsafe { libc::madvise(at(page), 0, libc::MADV_POPULATE_WRITE) == 0 }
+    static ANSWER: AtomicU32 = AtomicU32::new(NOT_ASKED);
+    const NOT_ASKED: u32 = 0;
+    const NO: u32 = 1;
+    const YES: u32 = 2;
+    let mut answer = ANSWER.load(Ordering::Relaxed);
+    if answer == NOT_ASKED {
+        let _errno = KeepErrno::new();
+        // SAFETY: an empty range.
+        let result = unsafe { libc::madvise(at(page_size()), 0, libc::MADV_POPULATE_WRITE) };
+        answer = if result == 0 { YES } else { NO };
+        ANSWER.store(answer, Ordering::Relaxed);
+    }
+    answer == YES
 }
 
 /// Gives the pages of a range back; it reads as zero afterwards. Only whole pages inside the range
