@@ -98,6 +98,7 @@ mod base;
 pub mod containers;
 mod global;
 mod heap;
+mod manager;
 mod os;
 mod ptr;
 mod region;
@@ -105,8 +106,9 @@ mod share;
 mod sync;
 
 pub use alloc::{
-    Accounting, Allocator, BuddyAllocator, CtxAllocator, DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS,
-    Heap, Owner, StackAllocator, ThreadLocalAllocator,
+    Accounting, Allocator, BlockInfo, BuddyAllocator, CtxAllocator, DEFAULT_PROCESSES,
+    DEFAULT_THREAD_BLOCKS, Fragmentation, Heap, LeakCheck, LeakClass, LeakReport, MallocAllocator,
+    Owner, ScalablePageAllocator, StackAllocator, ThreadLocalAllocator,
 };
 pub use base::{
     AllocatorId, Error, ErrorCode, GIB, KIB, MIB, MemContext, Result, ThreadId, Unit, align_down,
@@ -117,6 +119,10 @@ pub use containers::{RingHandle, ShmBox, ShmHashMap, ShmHeap, ShmRing, ShmString
 pub use global::c_api;
 pub use global::{AttachedHeap, HeapBackend, HeapStats, HeapToken, HshmAlloc, HshmAllocBuilder};
 pub use heap::{Fault, HeapReport, HugePages};
+pub use manager::{
+    AllocatorInfo, AllocatorKind, AllocatorOptions, ManagedAllocator, MemoryBackendId,
+    MemoryManager,
+};
 pub use ptr::{AtomicOffsetPtr, AtomicShmPtr, FullPtr, OffsetPtr, ShmPtr, ShmSafe};
 pub use region::{
     ArrayBackend, Backend, BackendKind, FileBackend, MallocBackend, MemfdBackend, PosixMmap,

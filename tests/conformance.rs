@@ -5,18 +5,26 @@
 #![allow(unsafe_code)] // uses what was allocated
 #![allow(unreachable_pub)] // modules of a program
 
+#[path = "conformance/objects.rs"]
+mod objects;
 #[path = "conformance/subject.rs"]
 mod subject;
 #[path = "conformance/suite.rs"]
 mod suite;
 mod support;
 
+/// All tests, wherever they are written.
+mod tests_of {
+    pub use crate::objects::*;
+    pub use crate::suite::*;
+}
+
 /// The tests of the suite for one allocator over one backend.
 macro_rules! tests {
     ($subject:ty, $backend:expr; $($test:ident)*) => { $(
         #[test]
         fn $test() {
-            crate::suite::$test::<$subject>(&$backend);
+            crate::tests_of::$test::<$subject>(&$backend);
         }
     )* };
 }
@@ -41,6 +49,14 @@ macro_rules! conformance {
                     pointer_constructors
                     contexts
                     threads_free_each_others_blocks
+                    objects
+                    arrays
+                    panics_in_constructors
+                    panics_in_destructors
+                    object_calls_that_are_refused
+                    errors_are_truthful
+                    blocks_are_visited
+                    leaks_are_reported
                 }
             }
         )* }
@@ -51,4 +67,6 @@ conformance! {
     stack: hshm::StackAllocator { posix_shm memfd file posix_mmap malloc array }
     buddy: hshm::BuddyAllocator { posix_shm memfd file posix_mmap malloc array }
     thread_local: hshm::ThreadLocalAllocator { posix_shm memfd file posix_mmap malloc array }
+    scalable_page: hshm::ScalablePageAllocator { posix_shm memfd file posix_mmap malloc array }
+    c_library: hshm::MallocAllocator { no_region }
 }

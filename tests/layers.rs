@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up.
-const LAYERS: [&str; 12] = [
+const LAYERS: [&str; 13] = [
     "base",
     "sync",
     "os",
@@ -21,6 +21,7 @@ const LAYERS: [&str; 12] = [
     "arena",
     "containers",
     "share",
+    "manager",
     "global",
     "observe",
 ];

@@ -3,7 +3,7 @@
 
 use core::alloc::Layout;
 
-use super::traits::{Allocator, move_block};
+use super::traits::{Allocator, BlockInfo, move_block};
 use crate::base::{AllocatorId, Error, MemContext, Result};
 use crate::heap::Heap;
 use crate::heap::buddy::{Accounting, Buddy, Request};
@@ -159,6 +159,10 @@ unsafe impl Allocator for BuddyAllocator {
         self.heap.region().len()
     }
 
+    fn backing(&self) -> Option<&Region> {
+        Some(self.heap.region())
+    }
+
     fn allocate_offset(&self, _: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
         let request = Request::new(layout.size(), layout.align());
         self.heap.allocate(request).map(OffsetPtr::new)
@@ -195,5 +199,15 @@ unsafe impl Allocator for BuddyAllocator {
 
     fn currently_allocated_size(&self) -> usize {
         self.heap.in_use() as usize
+    }
+
+    fn available(&self) -> usize {
+        BuddyAllocator::available(self)
+    }
+
+    fn visit_blocks(&self, visit: &mut dyn FnMut(BlockInfo)) -> Result<()> {
+        self.heap.visit_used(&mut |offset, size| {
+            visit(BlockInfo { offset: OffsetPtr::new(offset), size: size as usize, own: true });
+        })
     }
 }

@@ -6,17 +6,25 @@ mod buddy;
 mod ctx;
 #[cfg(all(test, not(loom)))]
 mod damaged;
+mod leaks;
+mod malloc;
+mod objects;
+mod scalable;
 mod stack;
 mod thread_local;
 mod traits;
 
+pub use crate::heap::Fragmentation;
 pub use crate::heap::Heap;
 pub use crate::heap::buddy::Accounting;
 pub use buddy::BuddyAllocator;
 pub use ctx::CtxAllocator;
+pub use leaks::{LeakCheck, LeakClass, LeakReport};
+pub use malloc::MallocAllocator;
+pub use scalable::ScalablePageAllocator;
 pub use stack::StackAllocator;
 pub use thread_local::{DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS, Owner, ThreadLocalAllocator};
-pub use traits::Allocator;
+pub use traits::{Allocator, BlockInfo};
 
 use crate::base::{Error, Result};
 use crate::heap::layout::IN_BAND_ENGINE;

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The heap moves up; each block has a 16-byte header before it ([`page`](crate::heap::page)), so
-//! that its size is known and a free can be checked. There is no lock: the heap is atomic, and a
+//! that its size is known and a free can be checked. What alignment skips begins with a header, too:
+//! so the headers are a chain from the first block to the position. There is no lock: the heap is atomic, and a
 //! header belongs to its block. A block's bytes are handed out by the heap's exchange and published
 //! by whoever passes the block on.
 //!
@@ -15,7 +16,7 @@
 
 use core::alloc::Layout;
 
-use super::traits::{Allocator, move_block};
+use super::traits::{Allocator, BlockInfo, move_block};
 use crate::base::{AllocatorId, Error, MemContext, Result};
 use crate::heap::Heap;
 use crate::heap::page::{Headers, MIN_METADATA, Page, State, UNIT, fresh_key};
@@ -123,9 +124,15 @@ impl StackAllocator {
         OffsetPtr::new(self.at)
     }
 
-    /// Bytes that the heap has left.
+    /// The region.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Bytes that the next block could have: what the heap has left, less a header.
     pub fn available(&self) -> usize {
-        self.shared().map_or(0, |shared| shared.heap.available())
+        let left = self.shared().map_or(0, |shared| shared.heap.available());
+        left.saturating_sub(MIN_METADATA) & !(UNIT as usize - 1)
     }
 
     /// Frees everything at once.
@@ -168,7 +175,7 @@ impl StackAllocator {
         {
             return Err(Error::NotABlock { offset });
         }
-        let state = headers.read(page, position)?;
+        let state = headers.read_any(page, position)?;
         if state.used { Ok((headers, page, state)) } else { Err(Error::DoubleFree { offset }) }
     }
 
@@ -223,6 +230,10 @@ unsafe impl Allocator for StackAllocator {
         self.region.len()
     }
 
+    fn backing(&self) -> Option<&Region> {
+        Some(&self.region)
+    }
+
     fn allocate_offset(&self, _: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
         let shared = self.shared()?;
         let full = |available| Error::OutOfMemory { requested: layout.size(), available };
@@ -230,19 +241,24 @@ unsafe impl Allocator for StackAllocator {
         let align = (layout.align() as u64).max(UNIT);
         let base = self.words.address(0);
         let heap = &shared.heap;
-        let block = heap
+        let (from, block) = heap
             .allocate_seen_from(base, METADATA, payload as usize, align)
-            .map_err(|_| full(heap.available()))?;
+            .map_err(|_| full(self.available()))?;
         let page = Page(block.offset() - METADATA);
         let size = payload + METADATA;
         if page.0 + size > self.words.len() {
             return Err(Error::Corrupt);
         }
-        if self.region.commit(page.0, size as usize).is_err() {
-            heap.give_back_last(OffsetPtr::new(page.0), size as usize);
-            return Err(full(heap.available()));
+        if self.region.commit(from, (page.0 + size - from) as usize).is_err() {
+            heap.give_back_last(OffsetPtr::new(from), (page.0 + size - from) as usize);
+            return Err(full(self.available()));
         }
-        self.headers(shared)?.stamp(page, State { size, used: true })?;
+        let headers = self.headers(shared)?;
+        if from < page.0 {
+            // Positions are multiples of a header's size, so there is room for one.
+            headers.stamp(Page(from), State { size: page.0 - from, used: false })?;
+        }
+        headers.stamp(page, State { size, used: true })?;
         shared.in_use.fetch_add(size, Ordering::Relaxed);
         Ok(block)
     }
@@ -285,5 +301,30 @@ unsafe impl Allocator for StackAllocator {
 
     fn currently_allocated_size(&self) -> usize {
         self.shared().map_or(0, |shared| shared.in_use.load(Ordering::Relaxed) as usize)
+    }
+
+    fn available(&self) -> usize {
+        StackAllocator::available(self)
+    }
+
+    fn visit_blocks(&self, visit: &mut dyn FnMut(BlockInfo)) -> Result<()> {
+        let shared = self.shared()?;
+        let headers = self.headers(shared)?;
+        let position = shared.heap.position();
+        let mut at = shared.first.load(Ordering::Relaxed);
+        while at.saturating_add(METADATA) <= position {
+            // Somebody takes it just now, or died while it did.
+            if !headers.is_page(Page(at))? {
+                at += UNIT;
+                continue;
+            }
+            let State { size, used } = headers.read_any(Page(at), position)?;
+            if used {
+                let size = (size - METADATA) as usize;
+                visit(BlockInfo { offset: OffsetPtr::new(at + METADATA), size, own: true });
+            }
+            at += size;
+        }
+        Ok(())
     }
 }

@@ -18,7 +18,7 @@
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
 
-use super::traits::{Allocator, move_block};
+use super::traits::{Allocator, BlockInfo, move_block};
 use crate::base::classes::{ClassId, MAX_SMALL, class_index};
 use crate::base::units::GRANULE;
 use crate::base::{AllocatorId, Error, MemContext, Result, align_up};
@@ -29,7 +29,7 @@ use crate::heap::liveness::Joining;
 use crate::heap::process::MAX_RUN;
 use crate::heap::reap::Stays;
 use crate::heap::thread::{Block, ThreadHeap};
-use crate::heap::{Fault, HeapReport, verify};
+use crate::heap::{Fault, Fragmentation, HeapReport, verify};
 use crate::os;
 use crate::ptr::OffsetPtr;
 use crate::region::Region;
@@ -90,6 +90,16 @@ pub struct ThreadLocalAllocator {
     locals: Box<[Local]>,
     /// What happens to its blocks when it leaves.
     stays: Stays,
+    choice: Choice,
+}
+
+/// Which thread block serves a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The one of the context's thread.
+    Thread,
+    /// The first, from the one of the calling thread on, that nobody uses just now.
+    Idle,
 }
 
 // SAFETY: every `Local`'s heap is reached under its lock only; the region's tables are atomics.
@@ -116,8 +126,17 @@ impl ThreadLocalAllocator {
 
     /// [`shm_init`](Self::shm_init) for up to `processes` processes at a time (1 to 1024).
     pub fn shm_init_with(region: Region, processes: usize) -> Result<Self> {
+        Self::shm_init_as(region, processes, DEFAULT_THREAD_BLOCKS)
+    }
+
+    /// [`shm_init_with`](Self::shm_init_with), with as many thread blocks for this process.
+    pub(crate) fn shm_init_as(
+        region: Region,
+        processes: usize,
+        thread_blocks: usize,
+    ) -> Result<Self> {
         let sizes = TableSizes { processes: processes.min(1024) as u32, ..TableSizes::default() };
-        Self::join(RegionHeap::create(region, sizes)?, 0, DEFAULT_THREAD_BLOCKS)
+        Self::join(RegionHeap::create(region, sizes)?, 0, thread_blocks, Choice::Thread)
     }
 
     /// Joins the allocator that another process (or this one) laid out in `region`.
@@ -135,10 +154,15 @@ impl ThreadLocalAllocator {
         if !region.is_writable() {
             return Err(Error::ReadOnly);
         }
-        Self::join(RegionHeap::attach(region)?, max_bytes, thread_blocks)
+        Self::join(RegionHeap::attach(region)?, max_bytes, thread_blocks, Choice::Thread)
     }
 
-    fn join(mut heap: RegionHeap, max_bytes: usize, thread_blocks: usize) -> Result<Self> {
+    pub(super) fn join(
+        mut heap: RegionHeap,
+        max_bytes: usize,
+        thread_blocks: usize,
+        choice: Choice,
+    ) -> Result<Self> {
         let blocks = thread_blocks.clamp(1, heap.block_count() as usize - 1);
         let shared = heap.region().is_shared();
         let joining =
@@ -152,7 +176,8 @@ impl ThreadLocalAllocator {
             })
             .collect();
         let stays = Stays::All;
-        Ok(ThreadLocalAllocator { heap, process, generation: os::fork_generation(), locals, stays })
+        let generation = os::fork_generation();
+        Ok(ThreadLocalAllocator { heap, process, generation, locals, stays, choice })
     }
 
     /// The engine, for what is built on both.
@@ -261,7 +286,10 @@ impl ThreadLocalAllocator {
     ) -> Result<R> {
         self.check_process()?;
         let number = ctx.tid.number().unwrap_or_else(thread_number) as usize;
-        let wanted = number % self.locals.len();
+        let wanted = match self.choice {
+            Choice::Thread => number % self.locals.len(),
+            Choice::Idle => self.idle_from(thread_number() as usize % self.locals.len()),
+        };
         let mut work = Some(work);
         for index in wanted..wanted + self.locals.len() {
             let local = &self.locals[index % self.locals.len()];
@@ -283,6 +311,17 @@ impl ThreadLocalAllocator {
             }
         }
         Err(Error::TableFull { slots: self.heap.block_count() as usize })
+    }
+
+    /// The first block from `wanted` on that was made already and that nobody uses just now: a hint.
+    /// Blocks that were not made yet count when all others are in use.
+    fn idle_from(&self, wanted: usize) -> usize {
+        let count = self.locals.len();
+        let at = |step: usize| (wanted + step) % count;
+        let idle = |index: &usize| !self.locals[*index].lock.is_locked();
+        let made = |index: &usize| self.locals[*index].id.load(Relaxed) != 0;
+        let mut ready = (0..count).map(at).filter(idle);
+        ready.clone().find(made).or_else(|| ready.next()).unwrap_or(wanted)
     }
 
     /// The private half of the allocator belongs to the process that made the handle. In a forked
@@ -347,12 +386,18 @@ impl ThreadLocalAllocator {
         }
     }
 
-    /// Bytes that this process could still allocate, all together.
+    /// Bytes that this process could still allocate, all together: free blocks of its slabs (for
+    /// requests of their sizes), free granules, and free chunks as far as its limit allows.
     pub fn available(&self) -> usize {
         if self.check_process().is_err() {
             return 0;
         }
-        self.heap.available(self.process)
+        self.heap.available(self.process) + self.heap.free_in_slabs(self.process)
+    }
+
+    /// How scattered the free memory is.
+    pub fn fragmentation(&self) -> Fragmentation {
+        self.heap.fragmentation(self.process)
     }
 
     fn free_block(&self, offset: usize, block: Block) -> Result<()> {
@@ -492,6 +537,19 @@ unsafe impl Allocator for ThreadLocalAllocator {
     }
     fn currently_allocated_size(&self) -> usize {
         self.heap.bytes_allocated()
+    }
+    fn backing(&self) -> Option<&Region> {
+        Some(self.heap.region())
+    }
+    fn available(&self) -> usize {
+        ThreadLocalAllocator::available(self)
+    }
+    fn visit_blocks(&self, visit: &mut dyn FnMut(BlockInfo)) -> Result<()> {
+        self.check_process()?;
+        self.heap.visit_blocks(self.process, &mut |offset, size, own| {
+            visit(BlockInfo { offset: OffsetPtr::new(offset as u64), size, own });
+        });
+        Ok(())
     }
 }
 

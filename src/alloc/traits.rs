@@ -4,9 +4,22 @@
 use core::alloc::Layout;
 use core::ptr;
 
+use super::objects;
 use crate::base::{AllocatorId, Error, MemContext, Result};
-use crate::ptr::{AtomicOffsetPtr, AtomicShmPtr, FullPtr, OffsetPtr, ShmPtr};
+use crate::ptr::{AtomicOffsetPtr, AtomicShmPtr, FullPtr, OffsetPtr, ShmPtr, ShmSafe};
+use crate::region::Region;
 use crate::sync::atomic::Ordering;
+
+/// A block that is handed out; see [`Allocator::visit_blocks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// Where it begins.
+    pub offset: OffsetPtr<u8>,
+    /// Bytes that it holds, as the allocator rounded them.
+    pub size: usize,
+    /// Whether it belongs to this process. Allocators that do not know whose a block is say yes.
+    pub own: bool,
+}
 
 /// An allocator over a region: HSHM's allocator interface.
 ///
@@ -15,7 +28,7 @@ use crate::sync::atomic::Ordering;
 /// takes the [`MemContext`]; allocators that have no use for it ignore it.
 /// [`CtxAllocator`](crate::CtxAllocator) binds one.
 ///
-/// Nothing here panics. Sizes of zero are served like one byte. A size that overflows, alone or
+/// Nothing here panics, except where a value's own constructor or destructor does. Sizes of zero are served like one byte. A size that overflows, alone or
 /// after rounding, is [`Error::OutOfMemory`] with `requested: usize::MAX`.
 ///
 /// # Safety
@@ -32,6 +45,9 @@ pub unsafe trait Allocator: Send + Sync {
 
     /// Bytes from the base that offsets may point into.
     fn region_len(&self) -> usize;
+
+    /// The region that the blocks lie in; `None` for allocators without one.
+    fn backing(&self) -> Option<&Region>;
 
     /// Allocates a block for `layout`; its contents are undefined.
     fn allocate_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>>;
@@ -115,6 +131,27 @@ pub unsafe trait Allocator: Send + Sync {
     /// balanced use.
     fn currently_allocated_size(&self) -> usize;
 
+    /// Bytes that this process could still allocate, all together: no single block of that size need
+    /// exist. What [`Error::OutOfMemory`] says as `available`.
+    fn available(&self) -> usize;
+
+    /// Calls `visit` for every block that is handed out, in no order. Exact while nobody else uses
+    /// the allocator; otherwise blocks that come and go meanwhile may be missing. `visit` must not
+    /// use the allocator itself: it may run under its lock.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where the allocator's own data are damaged.
+    fn visit_blocks(&self, visit: &mut dyn FnMut(BlockInfo)) -> Result<()>;
+
+    /// The user's own header in the allocator's region (HSHM's `GetCustomHeader`); see
+    /// [`Region::custom_header`]. [`Error::NotFound`] where there is none.
+    fn custom_header<T: ShmSafe>(&self) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        self.backing().ok_or(Error::NotFound)?.custom_header()
+    }
+
     /// The address of `offset` in this process. Not checked: an offset past the end gives an
     /// address that must not be used.
     #[inline]
@@ -136,7 +173,7 @@ pub unsafe trait Allocator: Send + Sync {
     where
         Self: Sized,
     {
-        let layout = layout_for(size, align.max(align_of::<T>()))?;
+        let layout = layout_for(self, size, align.max(align_of::<T>()))?;
         FullPtr::from_offset(self, self.allocate_offset(ctx, layout)?.cast())
     }
 
@@ -154,7 +191,7 @@ pub unsafe trait Allocator: Send + Sync {
     where
         Self: Sized,
     {
-        let layout = layout_for(size, align_of::<T>())?;
+        let layout = layout_for(self, size, align_of::<T>())?;
         let old = own_offset(self, old.shm())?;
         // SAFETY: the caller vouches for the block.
         let moved = unsafe { self.reallocate_offset(ctx, old.cast(), layout)? };
@@ -177,7 +214,190 @@ pub unsafe trait Allocator: Send + Sync {
         // SAFETY: the caller vouches for the block.
         unsafe { self.free_offset(ctx, offset.cast()) }
     }
+
+    /// Allocates room for a `T` and moves `value` there. On an error the value is dropped.
+    fn new_obj<T>(&self, ctx: MemContext, value: T) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        self.new_obj_with(ctx, || value)
+    }
+
+    /// Allocates room for a `T` and makes one there. Where there is no room, `make` is not called;
+    /// where it panics, the room is freed.
+    fn new_obj_with<T>(&self, ctx: MemContext, make: impl FnOnce() -> T) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        objects::make(self, ctx, make)
+    }
+
+    /// Drops the value and frees its block. Where Drop panics, the block is freed all the same.
+    ///
+    /// # Errors
+    /// As [`free`](Allocator::free), and [`Error::TooSmall`] for a block that cannot hold a `T`;
+    /// then nothing is dropped.
+    ///
+    /// # Safety
+    /// The block holds a valid `T`, which nobody uses any more; its type's Drop works in this process.
+    unsafe fn del_obj<T>(&self, ctx: MemContext, object: FullPtr<T>) -> Result<()>
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's contract is the same.
+        unsafe { objects::delete(self, ctx, object, 1) }
+    }
+
+    /// Allocates an array of `count` default values. See [`new_objs_with`](Allocator::new_objs_with).
+    fn new_objs<T: Default>(&self, ctx: MemContext, count: usize) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        objects::make_all(self, ctx, count, |_| T::default())
+    }
+
+    /// Allocates an array of `count` values, made by `make` in order. Where `make` panics, those that
+    /// were made are dropped, and the block is freed.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], with `requested: usize::MAX` where `count` times the size overflows.
+    fn new_objs_with<T>(
+        &self,
+        ctx: MemContext,
+        count: usize,
+        make: impl FnMut(usize) -> T,
+    ) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        objects::make_all(self, ctx, count, make)
+    }
+
+    /// Makes an array of `old_count` values one of `new_count`: in place where that can be, otherwise
+    /// the values move. New ones are default values; those that are too many are dropped.
+    ///
+    /// On an error the array is as it was. Where a constructor panics, the whole array is dropped and
+    /// freed; where a Drop panics, the array keeps its block and the values before `new_count`.
+    ///
+    /// # Safety
+    /// The array has `old_count` valid values that nobody uses during the call; afterwards only the
+    /// result may be used.
+    unsafe fn reallocate_objs<T: Default>(
+        &self,
+        ctx: MemContext,
+        array: FullPtr<T>,
+        old_count: usize,
+        new_count: usize,
+    ) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's contract is the same.
+        unsafe { objects::resize(self, ctx, array, old_count, new_count, |_| T::default()) }
+    }
+
+    /// [`reallocate_objs`](Allocator::reallocate_objs) with new values made by `make`, which is given
+    /// their indices.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn reallocate_objs_with<T>(
+        &self,
+        ctx: MemContext,
+        array: FullPtr<T>,
+        old_count: usize,
+        new_count: usize,
+        make: impl FnMut(usize) -> T,
+    ) -> Result<FullPtr<T>>
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's contract is the same.
+        unsafe { objects::resize(self, ctx, array, old_count, new_count, make) }
+    }
+
+    /// Drops an array of `count` values and frees its block. See [`del_obj`](Allocator::del_obj).
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// The array has `count` valid values, which nobody uses any more.
+    unsafe fn del_objs<T>(&self, ctx: MemContext, array: FullPtr<T>, count: usize) -> Result<()>
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's contract is the same.
+        unsafe { objects::delete(self, ctx, array, count) }
+    }
 }
+
+macro_rules! forward {
+    ($(<$($life:lifetime,)? $param:ident> $pointer:ty),*) => { $(
+        // SAFETY: it is the allocator that it points to, and every call goes there.
+        unsafe impl<$($life,)? $param: Allocator + ?Sized> Allocator for $pointer {
+            fn id(&self) -> AllocatorId {
+                (**self).id()
+            }
+            fn base(&self) -> *mut u8 {
+                (**self).base()
+            }
+            fn region_len(&self) -> usize {
+                (**self).region_len()
+            }
+            fn backing(&self) -> Option<&Region> {
+                (**self).backing()
+            }
+            fn allocate_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
+                (**self).allocate_offset(ctx, layout)
+            }
+            fn allocate_zeroed_offset(
+                &self,
+                ctx: MemContext,
+                layout: Layout,
+            ) -> Result<OffsetPtr<u8>> {
+                (**self).allocate_zeroed_offset(ctx, layout)
+            }
+            unsafe fn reallocate_offset(
+                &self,
+                ctx: MemContext,
+                old: OffsetPtr<u8>,
+                new: Layout,
+            ) -> Result<OffsetPtr<u8>> {
+                // SAFETY: the caller's contract is the same.
+                unsafe { (**self).reallocate_offset(ctx, old, new) }
+            }
+            unsafe fn free_offset(&self, ctx: MemContext, block: OffsetPtr<u8>) -> Result<()> {
+                // SAFETY: the caller's contract is the same.
+                unsafe { (**self).free_offset(ctx, block) }
+            }
+            unsafe fn free_offset_no_null_check(
+                &self,
+                ctx: MemContext,
+                block: OffsetPtr<u8>,
+            ) -> Result<()> {
+                // SAFETY: the caller's contract is the same.
+                unsafe { (**self).free_offset_no_null_check(ctx, block) }
+            }
+            fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize> {
+                (**self).usable_size(block)
+            }
+            fn currently_allocated_size(&self) -> usize {
+                (**self).currently_allocated_size()
+            }
+            fn available(&self) -> usize {
+                (**self).available()
+            }
+            fn visit_blocks(&self, visit: &mut dyn FnMut(BlockInfo)) -> Result<()> {
+                (**self).visit_blocks(visit)
+            }
+            fn resolve(&self, offset: OffsetPtr<u8>) -> *mut u8 {
+                (**self).resolve(offset)
+            }
+        }
+    )* };
+}
+forward!(<'a, A> &'a A, <A> std::sync::Arc<A>, <A> Box<A>);
 
 /// Reallocates by moving: a new block for `new`, the first `min(old_size, new.size())` bytes
 /// copied, the old block freed. What allocators fall back to that could not do it in place.
@@ -202,15 +422,27 @@ pub(crate) unsafe fn move_block<A: Allocator + ?Sized>(
 }
 
 /// The layout of `size` bytes at `align`, with overflow and bad alignments as errors.
-pub(crate) fn layout_for(size: usize, align: usize) -> Result<Layout> {
+pub(crate) fn layout_for<A: Allocator + ?Sized>(
+    alloc: &A,
+    size: usize,
+    align: usize,
+) -> Result<Layout> {
     if !align.is_power_of_two() {
         return Err(Error::BadAlignment { align });
     }
-    Layout::from_size_align(size, align)
-        .map_err(|_| Error::OutOfMemory { requested: usize::MAX, available: 0 })
+    Layout::from_size_align(size, align).map_err(|_| overflow(alloc))
 }
 
-fn own_offset<A: Allocator, T>(alloc: &A, shm: ShmPtr<T>) -> Result<OffsetPtr<T>> {
+/// The error for a size that overflows.
+#[cold]
+pub(crate) fn overflow<A: Allocator + ?Sized>(alloc: &A) -> Error {
+    Error::OutOfMemory { requested: usize::MAX, available: alloc.available() }
+}
+
+pub(crate) fn own_offset<A: Allocator + ?Sized, T>(
+    alloc: &A,
+    shm: ShmPtr<T>,
+) -> Result<OffsetPtr<T>> {
     if shm.id() != alloc.id() {
         return Err(Error::ForeignPointer { found: shm.id(), expected: alloc.id() });
     }
@@ -220,7 +452,10 @@ fn own_offset<A: Allocator, T>(alloc: &A, shm: ShmPtr<T>) -> Result<OffsetPtr<T>
 impl<T> FullPtr<T> {
     /// The place `offset` of an allocator's region. An offset outside it is an error; null gives
     /// null.
-    pub fn from_offset<A: Allocator>(alloc: &A, offset: OffsetPtr<T>) -> Result<FullPtr<T>> {
+    pub fn from_offset<A: Allocator + ?Sized>(
+        alloc: &A,
+        offset: OffsetPtr<T>,
+    ) -> Result<FullPtr<T>> {
         if offset.is_null() {
             return Ok(FullPtr::NULL);
         }
@@ -235,7 +470,7 @@ impl<T> FullPtr<T> {
     }
 
     /// [`from_offset`](FullPtr::from_offset) of what the atomic pointer holds now.
-    pub fn from_atomic_offset<A: Allocator>(
+    pub fn from_atomic_offset<A: Allocator + ?Sized>(
         alloc: &A,
         offset: &AtomicOffsetPtr<T>,
     ) -> Result<FullPtr<T>> {
@@ -244,7 +479,7 @@ impl<T> FullPtr<T> {
 
     /// The place that `shm` names, which must belong to `alloc`: another allocator's pointer is
     /// [`Error::ForeignPointer`]. Null gives null.
-    pub fn from_allocator<A: Allocator>(alloc: &A, shm: ShmPtr<T>) -> Result<FullPtr<T>> {
+    pub fn from_allocator<A: Allocator + ?Sized>(alloc: &A, shm: ShmPtr<T>) -> Result<FullPtr<T>> {
         if shm.is_null() {
             return Ok(FullPtr::NULL);
         }
@@ -252,7 +487,10 @@ impl<T> FullPtr<T> {
     }
 
     /// [`from_allocator`](FullPtr::from_allocator) of what the atomic pointer holds now.
-    pub fn from_atomic<A: Allocator>(alloc: &A, shm: &AtomicShmPtr<T>) -> Result<FullPtr<T>> {
+    pub fn from_atomic<A: Allocator + ?Sized>(
+        alloc: &A,
+        shm: &AtomicShmPtr<T>,
+    ) -> Result<FullPtr<T>> {
         Self::from_allocator(alloc, shm.load())
     }
 }

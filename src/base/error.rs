@@ -53,6 +53,11 @@ pub enum Error {
         /// The id asked about.
         id: AllocatorId,
     },
+    /// No backend has this number.
+    UnknownBackend {
+        /// The number asked about.
+        id: u32,
+    },
     /// A shared pointer that belongs to another allocator.
     ForeignPointer {
         /// The id inside the pointer.
@@ -190,6 +195,8 @@ pub enum ErrorCode {
     ScopeOpen = 27,
     /// See [`Error::Busy`].
     Busy = 28,
+    /// See [`Error::UnknownBackend`].
+    UnknownBackend = 29,
 }
 
 impl Error {
@@ -202,6 +209,7 @@ impl Error {
             Error::TooLarge { .. } => ErrorCode::TooLarge,
             Error::NotInAnyRegion { .. } => ErrorCode::NotInAnyRegion,
             Error::UnknownAllocator { .. } => ErrorCode::UnknownAllocator,
+            Error::UnknownBackend { .. } => ErrorCode::UnknownBackend,
             Error::ForeignPointer { .. } => ErrorCode::ForeignPointer,
             Error::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
             Error::NotABlock { .. } => ErrorCode::NotABlock,
@@ -245,6 +253,7 @@ impl fmt::Display for Error {
                 write!(f, "address {address:#x} lies in no attached region")
             }
             Error::UnknownAllocator { id } => write!(f, "no attached allocator has the id {id}"),
+            Error::UnknownBackend { id } => write!(f, "there is no backend {id}"),
             Error::ForeignPointer { found, expected } => {
                 write!(f, "the pointer belongs to allocator {found}, not to {expected}")
             }

@@ -75,20 +75,20 @@ cursor!(AtomicU64);
 cursor!(crate::sync::atomic::model::AtomicU64);
 
 /// Moves the cursor past what `place` puts at or after it. `place` maps a position to the start
-/// of the block and the position after it. Gives the start, or the position at which there was no
-/// room.
+/// of the block and the position after it. Gives the position before and the start, or the position
+/// at which there was no room.
 #[inline]
 fn bump<C: Cursor>(
     cursor: &C,
     end: u64,
     place: impl Fn(u64) -> Option<(u64, u64)>,
-) -> Result<u64, u64> {
+) -> Result<(u64, u64), u64> {
     let mut at = cursor.read();
     loop {
         match place(at) {
             Some((start, next)) if at <= start && start <= next && next <= end => {
                 match cursor.replace(at, next) {
-                    Ok(()) => return Ok(start),
+                    Ok(()) => return Ok((at, start)),
                     Err(now) => at = now,
                 }
             }
@@ -155,25 +155,26 @@ impl Heap {
         if !align.is_power_of_two() {
             return Err(Error::BadAlignment { align });
         }
-        self.allocate_seen_from(0, 0, size, align as u64)
+        self.allocate_seen_from(0, 0, size, align as u64).map(|(_, block)| block)
     }
 
     /// Hands out `lead + size` bytes so that the address of the byte after the lead is a multiple
-    /// of `align` where offset 0 is seen at address `base`. Gives the offset after the lead.
+    /// of `align` where offset 0 is seen at address `base`. Gives the position before, from which
+    /// bytes may have been skipped, and the offset after the lead.
     pub(crate) fn allocate_seen_from(
         &self,
         base: u64,
         lead: u64,
         size: usize,
         align: u64,
-    ) -> Result<OffsetPtr<u8>> {
+    ) -> Result<(u64, OffsetPtr<u8>)> {
         let bytes = size.max(1) as u64;
         let place = |at: u64| {
             let body = next_aligned(base, at.checked_add(lead)?, align)?;
             Some((body - lead, body.checked_add(bytes)?))
         };
         match bump(&self.position, self.end(), place) {
-            Ok(start) => Ok(OffsetPtr::new(start + lead)),
+            Ok((at, start)) => Ok((at, OffsetPtr::new(start + lead))),
             Err(at) => Err(Error::OutOfMemory {
                 requested: size,
                 available: self.end().saturating_sub(at) as usize,
@@ -262,7 +263,8 @@ mod loom_models {
         loom::model(|| {
             let cursor = Arc::new(ModelU64::new(0));
             let take = |cursor: &ModelU64, size: u64| {
-                bump(cursor, 64, |at| Some((at, at.checked_add(size)?))).map(|at| (at, at + size))
+                bump(cursor, 64, |at| Some((at, at.checked_add(size)?)))
+                    .map(|(_, at)| (at, at + size))
             };
             let threads: Vec<_> = [24u64, 40]
                 .into_iter()
@@ -287,7 +289,9 @@ mod loom_models {
     fn giving_back() {
         loom::model(|| {
             let cursor = Arc::new(ModelU64::new(0));
-            let take = |cursor: &ModelU64| bump(cursor, 32, |at| Some((at, at.checked_add(16)?)));
+            let take = |cursor: &ModelU64| {
+                bump(cursor, 32, |at| Some((at, at.checked_add(16)?))).map(|(_, at)| at)
+            };
             let other = {
                 let cursor = cursor.clone();
                 loom::thread::spawn(move || {

@@ -137,7 +137,8 @@ impl RegionHeap {
     /// Claims one slot: the kernel's lock first, where there can be one, then the state.
     fn claim_slot(&mut self, slot: ProcessSlot, joining: Joining) -> Result<()> {
         let fd = if joining.watched { self.region().own_fd() } else { None };
-        let (lock, claim) = match fd.map(|fd| ByteLock::take(fd, slot.0)) {
+        let byte = self.region().lock_byte(slot.0);
+        let (lock, claim) = match fd.map(|fd| ByteLock::take(fd, byte)) {
             // Somebody is quicker, or a child of whoever had the slot still shares the lock.
             Some(Err(Error::AlreadyExists)) => return Err(Error::AlreadyExists),
             Some(Ok(lock)) => (Some(lock), SLOT_CLAIMED),
@@ -251,7 +252,7 @@ impl RegionHeap {
 
     fn lock_is_free(&self, slot: ProcessSlot) -> bool {
         let Some(fd) = self.region().own_fd() else { return false };
-        matches!(ByteLock::is_taken(fd, slot.0), Ok(false))
+        matches!(ByteLock::is_taken(fd, self.region().lock_byte(slot.0)), Ok(false))
     }
 
     /// Whether the process that holds a lock is dead. Who never joined holds none: its number is

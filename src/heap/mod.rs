@@ -13,6 +13,7 @@
 //! liveness  joining, leaving, and whether the others still live
 //! keeper    blocks that were handed over
 //! reap      what becomes of a dead process's things
+//! census    what is handed out, what is free, and how scattered that is
 //! verify    walks every invariant
 //! ```
 //!
@@ -32,6 +33,7 @@
 
 pub(crate) mod buddy;
 pub(crate) mod bump;
+pub(crate) mod census;
 pub(crate) mod chunk;
 pub(crate) mod granule;
 pub(crate) mod huge;
@@ -50,5 +52,6 @@ pub(crate) mod verify;
 pub(crate) mod words;
 
 pub use bump::Heap;
+pub use census::Fragmentation;
 pub use huge::HugePages;
 pub use verify::{Fault, HeapReport};

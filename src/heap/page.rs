@@ -106,12 +106,19 @@ impl Headers {
     /// [`Error::Corrupt`].
     #[inline]
     pub(crate) fn read(&self, page: Page, limit: u64) -> Result<State> {
+        let state = self.read_any(page, limit)?;
+        if state.size < self.min_page() { Err(Error::Corrupt) } else { Ok(state) }
+    }
+
+    /// [`read`](Self::read), also for what is no more than a header.
+    #[inline]
+    pub(crate) fn read_any(&self, page: Page, limit: u64) -> Result<State> {
         let control = self.control(page)?.load(Ordering::Acquire);
         let size = control & !(UNIT - 1);
         let room = limit.saturating_sub(page.0);
         if !self.is_page(page)?
             || control & (UNIT - 1) & !IN_USE != 0
-            || size < self.min_page()
+            || size < self.metadata
             || size > room
         {
             return Err(Error::Corrupt);

@@ -47,7 +47,7 @@ use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use super::process::{MAX_RUN, SLOT_DYING, SLOT_LIVE};
 use super::remote;
 use super::slab::Slab;
-use super::thread::{Block, ThreadHeap};
+use super::thread::ThreadHeap;
 use crate::base::Result;
 use crate::base::bits::run_mask;
 use crate::base::classes::{CLASSES, ClassId};
@@ -207,7 +207,7 @@ impl RegionHeap {
         freed
     }
 
-    fn for_each_chunk(&self, mut visit: impl FnMut(ChunkIdx, Use)) {
+    pub(super) fn for_each_chunk(&self, mut visit: impl FnMut(ChunkIdx, Use)) {
         let fresh = self.source().fresh.load(Ordering::Acquire).min(self.chunk_count());
         for index in self.first_granule() / GRANULES_PER_CHUNK as u32..fresh {
             let chunk = ChunkIdx(index);
@@ -398,31 +398,8 @@ impl RegionHeap {
         });
     }
 
-    /// Bytes in blocks that are handed out, all processes' together. Counted, not remembered: a
-    /// process that dies between a free and its account of it would leave a wrong sum.
-    pub(crate) fn bytes_allocated(&self) -> usize {
-        let mut bytes = 0usize;
-        self.for_each_head(|head, entry| {
-            let owner = entry.owner();
-            let more = match entry.kind() {
-                Kind::Slab => {
-                    let class = ClassId::new(entry.class_index());
-                    Slab::new(self, head, class).live() as usize * class.size()
-                }
-                Kind::Run if !self.desc(head).is_run_returned() => {
-                    let granules = self.run_granules(head);
-                    self.block_size(Block::Run { head, granules, owner })
-                }
-                Kind::Large => self.block_size(Block::Large { head }),
-                _ => 0,
-            };
-            bytes = more.saturating_add(bytes);
-        });
-        bytes
-    }
-
     /// Visits all slabs, runs and large blocks of the region.
-    fn for_each_head(&self, mut visit: impl FnMut(GranuleIdx, Entry)) {
+    pub(super) fn for_each_head(&self, mut visit: impl FnMut(GranuleIdx, Entry)) {
         self.for_each_chunk(|chunk, usage| {
             let first = chunk.0 * GRANULES_PER_CHUNK as u32;
             match usage {

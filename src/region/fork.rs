@@ -59,7 +59,9 @@ impl Region {
         let header = self.header();
         let engine = (header.engine_kind.load(Ordering::Relaxed), &header.engine_offset);
         let offset = engine.1.load(Ordering::Relaxed);
-        header.write(&Facts {
+        let custom = [&header.custom_len, &header.custom_align]
+            .map(|word| word.load(Ordering::Relaxed) as usize);
+        let facts = Facts {
             len,
             id: entry.id,
             base,
@@ -67,7 +69,9 @@ impl Region {
             kind: entry.kind,
             start_time: os::process_start_time(pid).unwrap_or(0),
             nonce: entry.nonce,
-        });
+            payload: entry.payload,
+        };
+        header.write(&facts, custom.into());
         header.engine_offset.store(offset, Ordering::Relaxed);
         header.engine_kind.store(engine.0, Ordering::Release);
         if let Some(old) = old {

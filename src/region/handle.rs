@@ -7,8 +7,10 @@ use super::header::{HEADER_LEN, Header};
 use super::make::{self, Names};
 use super::registry::{self, RecordIndex};
 use super::{Backend, BackendKind, PosixMmap, RegionOptions, ShareToken};
+use crate::base::units::GRANULE;
 use crate::base::{AllocatorId, Error, Result};
 use crate::os;
+use crate::ptr::{FullPtr, OffsetPtr, ShmPtr, ShmSafe};
 use crate::sync::atomic::Ordering;
 
 /// A mapped region.
@@ -99,10 +101,55 @@ impl Region {
     pub fn id(&self) -> AllocatorId {
         self.record.id()
     }
-    /// Offset of the first byte after the header, a multiple of the page size.
+    /// Offset of the first byte after the header, and the custom one: a multiple of the page size.
     #[inline]
     pub fn payload_offset(&self) -> usize {
-        HEADER_LEN
+        registry::entry(self.record).payload
+    }
+    /// Whether the region lies inside another one.
+    pub fn is_nested(&self) -> bool {
+        registry::entry(self.record).parent.is_some()
+    }
+    /// The user's own header (see [`RegionOptions::custom_header`]): `size_of::<T>()` bytes in the
+    /// region, all zero at first, that every process finds at the same offset.
+    ///
+    /// Who reads and writes it when is for its users to agree on, so its place is given, and no
+    /// reference.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is none, [`Error::Incompatible`] where it has another size,
+    /// or less alignment, than a `T`.
+    pub fn custom_header<T: ShmSafe>(&self) -> Result<FullPtr<T>> {
+        let (size, align) = self.custom().ok_or(Error::NotFound)?;
+        let same = |found: usize, expected: usize, fits: bool| match fits {
+            true => Ok(()),
+            false => Err(Error::Incompatible { found: found as u32, expected: expected as u32 }),
+        };
+        same(size, size_of::<T>(), size == size_of::<T>())?;
+        same(align, align_of::<T>(), align >= align_of::<T>())?;
+        let offset = OffsetPtr::new(HEADER_LEN as u64);
+        let address = self.base().wrapping_add(HEADER_LEN).cast();
+        Ok(FullPtr::from_parts(address, ShmPtr::new(self.id(), offset)))
+    }
+    /// Size and alignment of the custom header, as far as they can be believed.
+    fn custom(&self) -> Option<(usize, usize)> {
+        let header = self.header();
+        let size = header.custom_len.load(Ordering::Relaxed) as usize;
+        let align = header.custom_align.load(Ordering::Relaxed) as usize;
+        let room = self.payload_offset() - HEADER_LEN;
+        (size != 0 && size <= room && align.is_power_of_two() && align <= HEADER_LEN)
+            .then_some((size, align))
+    }
+    /// Whether the custom header is what the options ask for, if they ask for one.
+    pub(crate) fn check_custom(&self, options: &RegionOptions) -> Result<()> {
+        let Some(wanted) = options.custom else { return Ok(()) };
+        let found = self.custom().unwrap_or((0, 0));
+        if found == wanted {
+            return Ok(());
+        }
+        let (found, expected) =
+            if found.0 == wanted.0 { (found.1, wanted.1) } else { (found.0, wanted.0) };
+        Err(Error::Incompatible { found: found as u32, expected: expected as u32 })
     }
     /// What is behind the region.
     pub fn kind(&self) -> BackendKind {
@@ -157,7 +204,10 @@ impl Region {
         match (entry.kind, fd) {
             _ if len == 0 => Ok(()),
             (BackendKind::Array | BackendKind::Malloc, _) => Ok(()),
-            (_, Some(fd)) => os::with_fd(fd, |fd| os::commit(start, len, Some((fd, offset)))),
+            (_, Some(fd)) => {
+                let at = entry.file_at + offset;
+                os::with_fd(fd, |fd| os::commit(start, len, Some((fd, at))))
+            }
             (_, None) => os::commit(start, len, None),
         }
     }
@@ -185,7 +235,8 @@ impl Region {
         let start = self.range(offset, len)?;
         match self.own_fd() {
             Some(fd) => os::with_fd(fd, |fd| {
-                os::allocated_bytes(fd, offset, offset + len as u64).map(|bytes| bytes as usize)
+                let at = registry::entry(self.record).file_at + offset;
+                os::allocated_bytes(fd, at, at + len as u64).map(|bytes| bytes as usize)
             }),
             None if self.kind() == BackendKind::PosixMmap => os::resident(start, len),
             None => Ok(len),
@@ -199,6 +250,12 @@ impl Region {
         let fd = entry.fd?;
         let info = os::with_fd(fd, os::stat).ok()?;
         ((info.inode, info.device) == entry.file).then_some(fd)
+    }
+
+    /// The number of byte `index` (below 2048) of those that the kernel locks for the users of this
+    /// region: one that no other region of the same file has.
+    pub(crate) fn lock_byte(&self, index: u32) -> u64 {
+        registry::entry(self.record).file_at / GRANULE as u64 * 2048 + u64::from(index)
     }
 
     /// The address of a range that lies within the region.
@@ -227,17 +284,26 @@ impl Region {
     }
 
     /// What another process needs to attach this region while this one lives. Private memory is
-    /// [`Error::NotShared`].
+    /// [`Error::NotShared`], a region inside another one [`Error::Unsupported`]: that one's token
+    /// leads to it.
     pub fn token(&self) -> Result<ShareToken> {
-        let fd = self.own_fd().ok_or(Error::NotShared)?;
+        let fd = self.segment_fd()?;
         Ok(ShareToken { pid: os::process_id(), fd, id: self.id(), base: self.base, len: self.len })
     }
 
     /// Whether programs that this process starts keep the segment's descriptor, to attach it by
     /// number. At first they do not. Private memory is [`Error::NotShared`].
     pub fn set_inheritable(&self, inherit: bool) -> Result<()> {
-        let fd = self.own_fd().ok_or(Error::NotShared)?;
+        let fd = self.segment_fd()?;
         os::with_fd(fd, |fd| os::set_inheritable(fd, inherit))
+    }
+
+    /// The descriptor of the segment of which this region is the whole.
+    pub(crate) fn segment_fd(&self) -> Result<i32> {
+        if self.is_nested() {
+            return Err(Error::Unsupported);
+        }
+        self.own_fd().ok_or(Error::NotShared)
     }
 
     /// Reserves the payload for an engine that is about to lay itself out:

@@ -19,7 +19,9 @@
 //!    88      4  state: 0 being made, 1 ready, 2 destroyed
 //!    92      4  engine kind     \
 //!    96      8  engine offset    | for the layers above; zero at first
-//!   104     88  11 spare words  /
+//!   104      8  bytes of the custom header
+//!   112      8  its alignment
+//!   120     72  9 spare words  /
 //!   192    512  16 root slots of 32 bytes: name hash, id, offset, generation, spare
 //!   704   3392  zero
 //! ```
@@ -47,11 +49,13 @@ use super::BackendKind;
 pub(crate) const HEADER_LEN: usize = PAGE;
 /// The shortest region: the header and one page.
 pub(crate) const MIN_LEN: usize = HEADER_LEN + PAGE;
+/// The largest custom header.
+pub(crate) const CUSTOM_MAX: usize = 1 << 20;
 /// The longest region: half of the address space that Linux gives to processes.
 pub(crate) const MAX_LEN: usize = 1 << 46;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"hshm\x1aREG");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Changes with every constant that shapes a region, so that builds which differ refuse each other.
 const LAYOUT: u32 = {
     let parts = [PAGE, GRANULE, CHUNK, ROOTS, size_of::<Header>(), size_of::<Root>()];
@@ -108,8 +112,11 @@ pub(crate) struct Header {
     pub(crate) engine_kind: AtomicU32,
     /// Where that engine's own header lies.
     pub(crate) engine_offset: AtomicU64,
-    /// For the layers above.
-    pub(crate) spare: [AtomicU64; 11],
+    /// Bytes of the custom header, which lies between this page and the payload; 0 for none.
+    pub(super) custom_len: AtomicU64,
+    /// Its alignment.
+    pub(super) custom_align: AtomicU64,
+    spare: [AtomicU64; 9],
     /// Named entry points.
     pub(crate) roots: [Root; ROOTS],
 }
@@ -132,6 +139,8 @@ pub(crate) struct Facts {
     pub(crate) kind: BackendKind,
     pub(crate) start_time: u64,
     pub(crate) nonce: u64,
+    /// Offset of the first byte that an engine may have: past the custom header.
+    pub(crate) payload: usize,
 }
 
 impl Facts {
@@ -157,7 +166,7 @@ impl Facts {
         put(&(self.kind as u32).to_ne_bytes());
         put(&self.start_time.to_ne_bytes());
         put(&self.nonce.to_ne_bytes());
-        put(&(HEADER_LEN as u64).to_ne_bytes());
+        put(&(self.payload as u64).to_ne_bytes());
         let sum = checksum(&bytes);
         if let Some(room) = bytes.get_mut(FIXED..FIXED + 8) {
             room.copy_from_slice(&sum.to_ne_bytes());
@@ -215,13 +224,16 @@ impl Facts {
             kind,
             start_time: word(bytes, 56),
             nonce: word(bytes, 64),
+            payload: word(bytes, 72) as usize,
         };
         let sane = facts.len >= MIN_LEN
             && facts.len <= MAX_LEN
             && facts.len.is_multiple_of(PAGE)
             && facts.base.is_multiple_of(PAGE)
             && !facts.id.is_null()
-            && word(bytes, 72) == HEADER_LEN as u64;
+            && (HEADER_LEN..=HEADER_LEN + CUSTOM_MAX).contains(&facts.payload)
+            && facts.payload.is_multiple_of(PAGE)
+            && facts.payload < facts.len;
         if !sane {
             return Err(Error::Corrupt);
         }
@@ -252,10 +264,14 @@ fn checksum(bytes: &[u8; PREFIX]) -> u64 {
 
 impl Header {
     /// Writes a fresh header over a page of unknown contents, ending with the state "ready".
-    pub(super) fn write(&self, facts: &Facts) {
+    ///
+    /// `custom` is the custom header's size and alignment.
+    pub(super) fn write(&self, facts: &Facts, custom: (usize, usize)) {
         self.state.store(STATE_MAKING, Ordering::Relaxed);
         self.engine_kind.store(0, Ordering::Relaxed);
         self.engine_offset.store(0, Ordering::Relaxed);
+        self.custom_len.store(custom.0 as u64, Ordering::Relaxed);
+        self.custom_align.store(custom.1 as u64, Ordering::Relaxed);
         for spare in &self.spare {
             spare.store(0, Ordering::Relaxed);
         }
@@ -282,6 +298,35 @@ impl Header {
         self.magic.store(word(&bytes, 0), Ordering::Relaxed);
         self.state.store(STATE_READY, Ordering::Release);
     }
+
+    /// The first bytes, for [`Facts::decode`]; each word is read once.
+    pub(super) fn prefix(&self) -> [u8; PREFIX] {
+        // First, so that what follows is at least as new.
+        let state = self.state.load(Ordering::Acquire);
+        let mut bytes = [0; PREFIX];
+        let mut at = 0;
+        let mut put = |field: &[u8]| {
+            if let Some(room) = bytes.get_mut(at..at + field.len()) {
+                room.copy_from_slice(field);
+            }
+            at += field.len();
+        };
+        put(&self.magic.load(Ordering::Relaxed).to_ne_bytes());
+        for half in [&self.version, &self.layout, &self.page_size, &self.granule] {
+            put(&half.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        for word in [&self.length, &self.id, &self.base] {
+            put(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        for half in [&self.pid, &self.kind] {
+            put(&half.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        for word in [&self.start_time, &self.nonce, &self.payload, &self.checksum] {
+            put(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        put(&state.to_ne_bytes());
+        bytes
+    }
 }
 
 #[cfg(test)]
@@ -297,6 +342,7 @@ mod tests {
             kind: BackendKind::Memfd,
             start_time: 99,
             nonce: 0xDEAD_BEEF,
+            payload: HEADER_LEN + PAGE,
         }
     }
 
@@ -330,7 +376,9 @@ mod tests {
             state: AtomicU32::new(9),
             engine_kind: AtomicU32::new(3),
             engine_offset: AtomicU64::new(4),
-            spare: [const { AtomicU64::new(7) }; 11],
+            custom_len: AtomicU64::new(5),
+            custom_align: AtomicU64::new(6),
+            spare: [const { AtomicU64::new(7) }; 9],
             roots: [const {
                 Root {
                     name_hash: AtomicU64::new(1),
@@ -340,13 +388,15 @@ mod tests {
                 }
             }; ROOTS],
         };
-        header.write(&facts());
+        header.write(&facts(), (24, 8));
+        assert_eq!(header.prefix(), facts().encode(STATE_READY));
         assert_eq!(header.state.into_inner(), STATE_READY);
         assert_eq!((header.pid.into_inner(), header.start_time.into_inner()), (77, 99));
         assert_eq!(header.base.into_inner(), 0x1230_0000_0000);
         assert_eq!(header.nonce.into_inner(), 0xDEAD_BEEF);
         assert_eq!(header.magic.into_inner(), MAGIC);
         assert_eq!(header.engine_kind.into_inner(), 0);
+        assert_eq!((header.custom_len.into_inner(), header.custom_align.into_inner()), (24, 8));
     }
 
     #[test]
@@ -385,6 +435,10 @@ mod tests {
         for len in [0, 1, PAGE, PAGE + 1, MAX_LEN + PAGE, usize::MAX & !(PAGE - 1)] {
             let bytes = Facts { len, ..facts() }.encode(STATE_READY);
             assert_eq!(Facts::decode(&bytes, u64::MAX), Err(Error::Corrupt));
+        }
+        for payload in [0, PAGE - 1, PAGE + 1, 1 << 20, 2 * PAGE + CUSTOM_MAX, usize::MAX] {
+            let bytes = Facts { payload, ..facts() }.encode(STATE_READY);
+            assert_eq!(Facts::decode(&bytes, u64::MAX), Err(Error::Corrupt), "{payload:#x}");
         }
         let null = Facts { id: AllocatorId::NULL, ..facts() }.encode(STATE_READY);
         assert_eq!(Facts::decode(&null, 1 << 20), Err(Error::Corrupt));

@@ -5,10 +5,11 @@
 //! is the last step that can fail.
 #![allow(unsafe_code)] // the first look at a fresh mapping
 
-use super::header::{Facts, HEADER_LEN, Header, MAX_LEN, MIN_LEN, PREFIX};
+use super::header::{CUSTOM_MAX, Facts, HEADER_LEN, Header, MAX_LEN, PREFIX};
 use super::place::{self, Mapping};
 use super::registry::{self, Entry};
 use super::{BackendKind, Region, RegionOptions};
+use crate::base::units::PAGE;
 use crate::base::{AllocatorId, Error, Result, align_down, align_up};
 use crate::os::{self, Fd, FileInfo};
 
@@ -19,15 +20,16 @@ pub(super) fn length(options: &RegionOptions, is_file: bool) -> Result<usize> {
     if options.read_only {
         return Err(Error::ReadOnly);
     }
-    if options.capacity < MIN_LEN {
-        return Err(Error::TooSmall { given: options.capacity, minimum: MIN_LEN });
+    let minimum = payload(options)? + PAGE;
+    if options.capacity < minimum {
+        return Err(Error::TooSmall { given: options.capacity, minimum });
     }
     let len = align_up(options.capacity, os::page_size()).ok_or(too_large)?;
     if len > MAX_LEN {
         return Err(too_large);
     }
     let file_limit = if is_file { os::file_limit() } else { u64::MAX };
-    let Some(least) = options.shrink_to.map(|least| least.clamp(MIN_LEN, len)) else {
+    let Some(least) = options.shrink_to.map(|least| least.clamp(minimum, len)) else {
         return if len as u64 <= file_limit {
             Ok(len)
         } else {
@@ -47,15 +49,27 @@ pub(super) fn length(options: &RegionOptions, is_file: bool) -> Result<usize> {
     Ok(fits)
 }
 
+/// Where the payload of a new region begins: past the header, and the custom one.
+pub(super) fn payload(options: &RegionOptions) -> Result<usize> {
+    let Some((size, align)) = options.custom else { return Ok(HEADER_LEN) };
+    if size > CUSTOM_MAX {
+        return Err(Error::TooLarge { given: size, maximum: CUSTOM_MAX });
+    }
+    if !align.is_power_of_two() || align > PAGE {
+        return Err(Error::BadAlignment { align });
+    }
+    Ok(HEADER_LEN + size.next_multiple_of(PAGE))
+}
+
 /// The next length to try after `len` was refused: half of it, while that is allowed.
 fn shorter(len: usize, options: &RegionOptions) -> Option<usize> {
-    let least = options.shrink_to?.max(MIN_LEN);
+    let least = options.shrink_to?.max(payload(options).ok()? + PAGE);
     let half = align_down(len / 2, os::page_size()).max(align_up(least, os::page_size())?);
     (half < len).then_some(half)
 }
 
 /// The id of a new region: the one asked for, if nothing else has it, or a random one.
-fn new_id(options: &RegionOptions) -> Result<AllocatorId> {
+pub(super) fn new_id(options: &RegionOptions) -> Result<AllocatorId> {
     match options.id {
         Some(id) if id.is_null() => Err(Error::UnknownAllocator { id }),
         Some(id) if registry::id_is_free(id) => Ok(id),
@@ -70,22 +84,31 @@ fn new_id(options: &RegionOptions) -> Result<AllocatorId> {
     }
 }
 
-fn facts(kind: BackendKind, base: usize, len: usize, id: AllocatorId) -> Facts {
+pub(super) fn facts(
+    kind: BackendKind,
+    base: usize,
+    len: usize,
+    id: AllocatorId,
+    payload: usize,
+) -> Facts {
     let pid = os::process_id();
     // To ask takes longer than the rest of it all, and nobody else will see private memory.
     let start_time = if kind.is_shared() { os::process_start_time(pid).unwrap_or(0) } else { 0 };
-    Facts { len, id, base, pid, kind, start_time, nonce: os::random_u64() }
+    Facts { len, id, base, pid, kind, start_time, nonce: os::random_u64(), payload }
 }
 
-/// Writes the header of a region that only we know of.
+/// Writes the header of a region that only we know of, with an empty custom one.
 ///
 /// # Safety
-/// `[base, base + HEADER_LEN)` is writable, page-aligned and belongs to the caller.
-unsafe fn write_header(facts: &Facts) {
+/// `[base, base + payload)` is writable, page-aligned and belongs to the caller.
+pub(super) unsafe fn write_header(facts: &Facts, options: &RegionOptions) {
+    let custom = core::ptr::with_exposed_provenance_mut::<u8>(facts.base + HEADER_LEN);
+    // SAFETY: the caller vouches for the memory.
+    unsafe { custom.write_bytes(0, facts.payload - HEADER_LEN) };
     let header = core::ptr::with_exposed_provenance::<Header>(facts.base);
-    // SAFETY: the caller vouches for the memory; all fields are atomics, for which any bytes do,
-    // and the page is longer than the header and more aligned.
-    unsafe { (*header).write(facts) }
+    // SAFETY: as above; all fields are atomics, for which any bytes do, and the page is longer than
+    // the header and more aligned.
+    unsafe { (*header).write(facts, options.custom.unwrap_or((0, 0))) }
 }
 
 /// Makes a region of an empty file.
@@ -103,14 +126,14 @@ pub(super) fn create_shared(fd: Fd, kind: BackendKind, options: &RegionOptions) 
         os::seal_len(&fd)?;
     }
     // The header's own page, so that a full file system is an error and no signal.
-    os::commit(mapping.base(), HEADER_LEN, Some((&fd, 0)))?;
-    let facts = facts(kind, mapping.base(), len, id);
+    os::commit(mapping.base(), payload(options)?, Some((&fd, 0)))?;
+    let facts = facts(kind, mapping.base(), len, id, payload(options)?);
     let info = os::stat(&fd)?;
     // The record comes first: it can fail, and the header says "ready".
     let region = publish(fd, info, mapping, &facts, registry::CREATED, options)?;
     // SAFETY: the mapping was just made and committed; nobody else can have found the segment
     // ready, and in this process only `region` leads to it.
-    unsafe { write_header(&facts) };
+    unsafe { write_header(&facts, options) };
     Ok(region)
 }
 
@@ -125,9 +148,9 @@ pub(super) fn create_private(options: &RegionOptions) -> Result<Region> {
             other => break other?,
         }
     };
-    let facts = facts(kind, mapping.base(), len, id);
+    let facts = facts(kind, mapping.base(), len, id, payload(options)?);
     // SAFETY: the mapping was just made, and nobody knows it.
-    unsafe { write_header(&facts) };
+    unsafe { write_header(&facts, options) };
     let flags = registry::CREATED | registry::WRITABLE | registry::KNOWN_ZERO;
     let index = registry::publish(&private_entry(&facts, flags), true)?;
     mapping.keep();
@@ -147,11 +170,15 @@ pub(super) unsafe fn create_over(
     options: &RegionOptions,
 ) -> Result<Region> {
     let id = new_id(options)?;
-    let facts = facts(kind, base, len, id);
+    let minimum = payload(options)? + PAGE;
+    if len < minimum {
+        return Err(Error::TooSmall { given: len, minimum });
+    }
+    let facts = facts(kind, base, len, id, payload(options)?);
     let flags = registry::CREATED | registry::WRITABLE;
     let index = registry::publish(&private_entry(&facts, flags), true)?;
     // SAFETY: the caller vouches for the memory.
-    unsafe { write_header(&facts) };
+    unsafe { write_header(&facts, options) };
     // SAFETY: the record was just published with one reference, which the handle takes.
     Ok(unsafe { Region::from_record(index) })
 }
@@ -166,6 +193,9 @@ fn private_entry(facts: &Facts, flags: u32) -> Entry {
         file: (0, 0),
         kind: facts.kind,
         flags,
+        file_at: 0,
+        payload: facts.payload,
+        parent: None,
     }
 }
 
@@ -223,7 +253,9 @@ pub(super) fn attach_shared(
     }
     let mapping = place::map(Some(&fd), facts.len, Some(facts.base), options)?;
     let relocated = if mapping.base() == facts.base { 0 } else { registry::RELOCATED };
-    publish(fd, info, mapping, &facts, relocated, options)
+    let region = publish(fd, info, mapping, &facts, relocated, options)?;
+    region.check_custom(options)?;
+    Ok(region)
 }
 
 fn publish(
@@ -252,6 +284,9 @@ fn publish(
         file: (info.inode, info.device),
         kind: facts.kind,
         flags: flags | writable | zero | commit,
+        file_at: 0,
+        payload: facts.payload,
+        parent: None,
     };
     let index = registry::publish(&entry, created)?;
     mapping.keep();
@@ -265,9 +300,11 @@ fn publish(
 /// # Safety
 /// `entry` came from the record, nobody uses the memory any more, and this is called once.
 pub(super) unsafe fn unmake(entry: &Entry) {
-    // SAFETY: the record owned the mapping or the block, as its kind says.
+    // SAFETY: the record owned the mapping or the block, as its kind says, unless it lies in
+    // another one's.
     unsafe {
         match entry.kind {
+            _ if entry.parent.is_some() => {}
             BackendKind::Array => {}
             BackendKind::Malloc => os::c_free(entry.base),
             _ => os::unmap(entry.base, entry.len),
@@ -281,5 +318,9 @@ pub(super) unsafe fn unmake(entry: &Entry) {
             // SAFETY: the number is that of our file, which the record owned.
             drop(unsafe { Fd::from_raw(fd) });
         }
+    }
+    if let Some(parent) = entry.parent {
+        // SAFETY: the record had a reference on it, which this handle takes over.
+        drop(unsafe { Region::from_record(parent) });
     }
 }

@@ -10,6 +10,7 @@
 //! | `handle` | [`Region`], the counted handle, and what can be done with its pages |
 //! | `make` | the steps of creating and attaching that the backends have in common |
 //! | `backend`, `named`, `memfd`, `private` | the kinds of segment |
+//! | `nested` | regions inside others |
 //! | `fork` | a forked child's own copy of a region |
 //! | `token` | telling another process where a region is |
 //! | `resolve` | `FullPtr` from an address or from a `ShmPtr` |
@@ -29,6 +30,7 @@ pub(crate) mod header;
 mod make;
 mod memfd;
 mod named;
+mod nested;
 mod options;
 pub(crate) mod place;
 mod private;

@@ -21,6 +21,7 @@ pub struct RegionOptions {
     pub(super) same_address: bool,
     pub(super) relocate: bool,
     pub(super) read_only: bool,
+    pub(super) custom: Option<(usize, usize)>,
 }
 
 impl RegionOptions {
@@ -35,6 +36,7 @@ impl RegionOptions {
             same_address: false,
             relocate: false,
             read_only: false,
+            custom: None,
         }
     }
     /// Length of a new region in bytes, header included; rounded up to whole pages. Ignored by
@@ -77,6 +79,14 @@ impl RegionOptions {
     /// Attach anywhere but at the creator's address: for tests of code that must bear it.
     pub const fn relocate(mut self, force: bool) -> Self {
         self.relocate = force;
+        self
+    }
+    /// A header of the user's in the region, before everything else: `size` bytes (up to 1 MiB) at
+    /// a multiple of `align`, a power of two up to 4096. A new region has it, all zero; attaching
+    /// one that has another, or none, is [`Error::Incompatible`](crate::Error::Incompatible). See
+    /// [`Region::custom_header`](crate::Region::custom_header).
+    pub const fn custom_header(mut self, size: usize, align: usize) -> Self {
+        self.custom = Some((size, align));
         self
     }
     /// Attach for reading only; a store into the region is then a fault. A new region cannot be

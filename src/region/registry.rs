@@ -6,6 +6,10 @@
 //!  id ------------> IDS[1024] -----/
 //! ```
 //!
+//! A region may lie inside another one (`nested`). It has a record of its own, no slot, and its bit in
+//! `NESTED`; the one around it counts it, and so only addresses in regions that have some inside are
+//! looked up further, to the innermost one.
+//!
 //! All of it is static and starts as zeroes, so that it takes no allocation and no pages until it
 //! is used.
 //!
@@ -13,7 +17,7 @@
 //! - a record with an odd sequence number is empty or being filled; with an even, nonzero one it
 //!   is live, and its fields do not change except for the reference count;
 //! - `SLOTS[s]` holds a live record's index + 1, or 0; a record has every slot that it reaches
-//!   into, or is in `ODD`;
+//!   into, or is in `ODD`, or in `NESTED`;
 //! - `IDS` is an open-addressing table without tombstones; it changes only while `IDS_SEQ` is odd.
 //!
 //! Readers take no lock. [`find`] gives a record whose range held the address at some moment;
@@ -85,6 +89,12 @@ pub(super) struct Entry {
     pub(super) file: (u64, u64),
     pub(super) kind: BackendKind,
     pub(super) flags: u32,
+    /// Where in the file the region begins: not at 0 where it is nested.
+    pub(super) file_at: u64,
+    /// Offset of the first byte that an engine may have.
+    pub(super) payload: usize,
+    /// The region around this one, on which the record has a reference.
+    pub(super) parent: Option<RecordIndex>,
 }
 
 /// The region was made by this process, not attached.
@@ -107,6 +117,10 @@ struct Record {
     base: AtomicUsize,
     len: AtomicUsize,
     id: AtomicU64,
+    /// Regions directly inside this one.
+    nested: AtomicU32,
+    /// The region around this one, its index + 1; 0 for none.
+    parent: AtomicU32,
     nonce: AtomicU64,
     inode: AtomicU64,
     device: AtomicU64,
@@ -114,6 +128,8 @@ struct Record {
     fd: AtomicU32,
     kind: AtomicU32,
     flags: AtomicU32,
+    payload: AtomicU32,
+    file_at: AtomicU64,
 }
 
 struct IdEntry {
@@ -131,23 +147,29 @@ static RECORDS: [Record; RECORDS_MAX] = [const {
         base: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         id: AtomicU64::new(0),
+        nested: AtomicU32::new(0),
+        parent: AtomicU32::new(0),
         nonce: AtomicU64::new(0),
         inode: AtomicU64::new(0),
         device: AtomicU64::new(0),
         fd: AtomicU32::new(0),
         kind: AtomicU32::new(0),
         flags: AtomicU32::new(0),
+        payload: AtomicU32::new(0),
+        file_at: AtomicU64::new(0),
     }
 }; RECORDS_MAX];
 static SLOTS_MAP: [AtomicU16; SLOTS] = [const { AtomicU16::new(0) }; SLOTS];
 /// Regions that no slot leads to, a bit each.
 static ODD: [AtomicU64; RECORDS_MAX / 64] = [const { AtomicU64::new(0) }; RECORDS_MAX / 64];
+/// Regions inside others, a bit each.
+static NESTED: [AtomicU64; RECORDS_MAX / 64] = [const { AtomicU64::new(0) }; RECORDS_MAX / 64];
 static IDS: [IdEntry; IDS_LEN] =
     [const { IdEntry { key: AtomicU64::new(0), value: AtomicU64::new(0) } }; IDS_LEN];
 static IDS_SEQ: AtomicU32 = AtomicU32::new(0);
 static IDS_USED: AtomicUsize = AtomicUsize::new(0);
 
-/// The region that holds `address`, if one does.
+/// The region that holds `address`, if one does: of those inside each other the innermost.
 #[inline]
 pub(crate) fn find(address: usize) -> Option<RecordIndex> {
     if let Some(slot) = SLOTS_MAP.get(address >> SLOT_SHIFT) {
@@ -155,26 +177,65 @@ pub(crate) fn find(address: usize) -> Option<RecordIndex> {
         if index != 0 {
             let found = RecordIndex(index - 1);
             if address.wrapping_sub(found.base()) < found.len() {
-                return Some(found);
+                return Some(innermost(found, address));
             }
         }
     }
     find_odd(address)
 }
 
+#[inline]
+fn innermost(found: RecordIndex, address: usize) -> RecordIndex {
+    if found.record().nested.load(Ordering::Acquire) == 0 {
+        found
+    } else {
+        find_nested(found, address)
+    }
+}
+
+/// Goes down from `outer`, which holds `address`, while a region inside does, too.
 #[inline(never)]
-fn find_odd(address: usize) -> Option<RecordIndex> {
-    for (at, word) in ODD.iter().enumerate() {
-        let mut bits = word.load(Ordering::Acquire);
-        while bits != 0 {
-            let found = RecordIndex((at as u32 * 64 + bits.trailing_zeros()) as u16);
-            if address.wrapping_sub(found.base()) < found.len() {
-                return Some(found);
-            }
-            bits &= bits - 1;
+fn find_nested(outer: RecordIndex, address: usize) -> RecordIndex {
+    let mut found = outer;
+    // No deeper than there are records, whatever changes meanwhile.
+    for _ in 0..RECORDS_MAX {
+        let inside = each(&NESTED).find(|inner| {
+            inner.record().parent.load(Ordering::Relaxed) == u32::from(found.0) + 1
+                && address.wrapping_sub(inner.base()) < inner.len()
+        });
+        match inside {
+            Some(inner) => found = inner,
+            None => break,
         }
     }
-    None
+    found
+}
+
+/// The records whose bits are set.
+fn each(bits: &'static [AtomicU64]) -> impl Iterator<Item = RecordIndex> {
+    bits.iter().enumerate().flat_map(|(at, word)| {
+        let mut left = word.load(Ordering::Acquire);
+        core::iter::from_fn(move || {
+            let bit = (left != 0).then(|| left.trailing_zeros())?;
+            left &= left - 1;
+            Some(RecordIndex((at as u32 * 64 + bit) as u16))
+        })
+    })
+}
+
+/// The region directly inside `outer` that begins at address `base`, if this process has it.
+pub(super) fn nested_at(outer: RecordIndex, base: usize) -> Option<(RecordIndex, Snapshot)> {
+    each(&NESTED).find_map(|inner| {
+        let found = snapshot(inner).filter(|found| found.base == base)?;
+        let parent = inner.record().parent.load(Ordering::Relaxed);
+        (parent == u32::from(outer.0) + 1).then_some((inner, found))
+    })
+}
+
+#[inline(never)]
+fn find_odd(address: usize) -> Option<RecordIndex> {
+    let holds = |found: &RecordIndex| address.wrapping_sub(found.base()) < found.len();
+    each(&ODD).find(holds).map(|found| innermost(found, address))
 }
 
 /// One consistent reading of a live record.
@@ -393,13 +454,21 @@ pub(super) fn publish(entry: &Entry, exclusive: bool) -> Result<RecordIndex> {
     record.device.store(entry.file.1, Ordering::Relaxed);
     record.kind.store(entry.kind as u32, Ordering::Relaxed);
     record.flags.store(entry.flags, Ordering::Relaxed);
+    record.payload.store(entry.payload as u32, Ordering::Relaxed);
+    record.file_at.store(entry.file_at, Ordering::Relaxed);
+    record.nested.store(0, Ordering::Relaxed);
+    let parent = entry.parent.map_or(0, |parent| u32::from(parent.0) + 1);
+    record.parent.store(parent, Ordering::Relaxed);
     record.references.store(1, Ordering::Relaxed);
     // Never 0, so that a used record differs from an unused one.
     let live = seq.wrapping_add(1).max(2);
     record.seq.store(live, Ordering::Release);
 
     let slots = slots_of(entry.base, entry.len);
-    if entry.base.is_multiple_of(place::SLOT)
+    if let Some(parent) = entry.parent {
+        NESTED[at / 64].fetch_or(1 << (at % 64), Ordering::Release);
+        parent.record().nested.fetch_add(1, Ordering::Release);
+    } else if entry.base.is_multiple_of(place::SLOT)
         && slots.end <= SLOTS
         && slots.clone().all(slot_is_free)
     {
@@ -428,6 +497,13 @@ pub(super) fn entry(index: RecordIndex) -> Entry {
         file: (record.inode.load(Ordering::Relaxed), record.device.load(Ordering::Relaxed)),
         kind: kind.unwrap_or(BackendKind::Array),
         flags: record.flags.load(Ordering::Relaxed),
+        file_at: record.file_at.load(Ordering::Relaxed),
+        payload: record.payload.load(Ordering::Relaxed) as usize,
+        parent: record
+            .parent
+            .load(Ordering::Relaxed)
+            .checked_sub(1)
+            .map(|parent| RecordIndex(parent as u16)),
     }
 }
 
@@ -488,7 +564,12 @@ pub(super) fn release(index: RecordIndex) -> Option<Entry> {
             place.store(0, Ordering::Release);
         }
     }
-    ODD[index.index() / 64].fetch_and(!(1 << (index.index() % 64)), Ordering::Release);
+    let bit = 1 << (index.index() % 64);
+    ODD[index.index() / 64].fetch_and(!bit, Ordering::Release);
+    NESTED[index.index() / 64].fetch_and(!bit, Ordering::Release);
+    if let Some(parent) = gone.parent {
+        parent.record().nested.fetch_sub(1, Ordering::Release);
+    }
     let seq = record.seq.load(Ordering::Relaxed);
     record.seq.store(seq.wrapping_add(1), Ordering::Relaxed);
     fence(Ordering::Release);
@@ -569,6 +650,9 @@ mod tests {
             file: (0, 0),
             kind: BackendKind::Array,
             flags: 0,
+            file_at: 0,
+            payload: 4096,
+            parent: None,
         }
     }
 
@@ -638,6 +722,38 @@ mod tests {
         assert!((1500..1506).all(slot_is_free));
         assert_eq!(found(usize::MAX), None);
         assert_eq!(found(0), None);
+    }
+
+    #[test]
+    fn the_innermost_region_is_found() {
+        let outer = Entry { base: 0x7_0000_0000, len: 0x10_0000, ..fake(30) };
+        let outer_index = publish(&outer, true).unwrap();
+        let found = |address: usize| find_snapshot(address).map(|(index, _)| index);
+        let inside = |n, base, len, parent| {
+            publish(&Entry { base, len, parent: Some(parent), ..fake(n) }, true).unwrap()
+        };
+        let first = inside(31, 0x7_0001_0000, 0x2_0000, outer_index);
+        let second = inside(32, 0x7_0004_0000, 0x1_0000, outer_index);
+        let deep = inside(33, 0x7_0002_0000, 0x1_0000, first);
+        for (address, wanted) in [
+            (0x7_0000_0000, outer_index),
+            (0x7_0001_0000, first),
+            (0x7_0001_FFFF, first),
+            (0x7_0002_0000, deep),
+            (0x7_0002_FFFF, deep),
+            (0x7_0003_0000, outer_index),
+            (0x7_0004_8000, second),
+            (0x7_000F_FFFF, outer_index),
+        ] {
+            assert_eq!(found(address), Some(wanted), "{address:#x}");
+        }
+        assert_eq!(found(0x7_0010_0000), None);
+        assert_eq!(nested_at(outer_index, 0x7_0004_0000).map(|found| found.0), Some(second));
+        assert!(nested_at(outer_index, 0x7_0002_0000).is_none());
+        assert!(release(deep).is_some() && release(first).is_some());
+        assert_eq!(found(0x7_0002_0000), Some(outer_index));
+        assert!(release(second).is_some() && release(outer_index).is_some());
+        assert_eq!(found(0x7_0004_0000), None);
     }
 
     #[test]

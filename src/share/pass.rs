@@ -4,11 +4,13 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::os;
 use crate::region::{MemfdBackend, Region, RegionOptions};
 
-/// Sends the descriptor of a region's segment. Private memory is [`Error::NotShared`].
+/// Sends the descriptor of a region's segment. Private memory is
+/// [`Error::NotShared`](crate::Error::NotShared), a region inside another one
+/// [`Error::Unsupported`](crate::Error::Unsupported).
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -21,12 +23,12 @@ use crate::region::{MemfdBackend, Region, RegionOptions};
 /// # Ok::<(), hshm::Error>(())
 /// ```
 pub fn send_region(socket: &UnixStream, region: &Region) -> Result<()> {
-    let fd = region.own_fd().ok_or(Error::NotShared)?;
+    let fd = region.segment_fd()?;
     os::send_descriptor(socket.as_raw_fd(), fd)
 }
 
 /// Receives what [`send_region`] sent and attaches it; errors as
-/// [`MemfdBackend::attach_fd`]. Anything but one descriptor is [`Error::NotFound`].
+/// [`MemfdBackend::attach_fd`]. Anything but one descriptor is [`Error::NotFound`](crate::Error::NotFound).
 pub fn receive_region(socket: &UnixStream, options: &RegionOptions) -> Result<Region> {
     let fd = os::receive_descriptor(socket.as_raw_fd())?;
     MemfdBackend::attach_fd(fd.raw(), options)

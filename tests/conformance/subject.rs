@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hshm::{
-    Allocator, ArrayBackend, Backend, BuddyAllocator, FileBackend, Heap, MallocBackend,
-    MemfdBackend, OffsetPtr, PosixMmap, PosixShmMmap, Region, RegionOptions, StackAllocator,
-    ThreadLocalAllocator,
+    Allocator, ArrayBackend, Backend, BuddyAllocator, FileBackend, Heap, MallocAllocator,
+    MallocBackend, MemfdBackend, OffsetPtr, PosixMmap, PosixShmMmap, Region, RegionOptions,
+    ScalablePageAllocator, StackAllocator, ThreadLocalAllocator,
 };
 
 use crate::support::unique;
@@ -14,6 +14,10 @@ use crate::support::unique;
 pub trait Subject: Allocator + Sized + 'static {
     /// Whether freed memory serves any other request; otherwise only a reset brings it back.
     const REUSES: bool;
+    /// Whether the blocks lie in a region, and so there is an end to them.
+    const BOUNDED: bool = true;
+    /// Whether a block of this size can grow in place into a free neighbour.
+    fn grows_into_neighbour(size: usize) -> bool;
     fn make(region: Region) -> Self;
     /// Checks every invariant, and that `live` blocks are handed out where that can be told.
     fn check(&self, live: usize);
@@ -32,6 +36,9 @@ fn heap(region: &Region) -> (OffsetPtr<u8>, Heap) {
 
 impl Subject for StackAllocator {
     const REUSES: bool = false;
+    fn grows_into_neighbour(_: usize) -> bool {
+        false
+    }
     fn make(region: Region) -> Self {
         let (offset, heap) = heap(&region);
         StackAllocator::shm_init(region, offset, heap).unwrap()
@@ -51,6 +58,9 @@ impl Subject for StackAllocator {
 
 impl Subject for BuddyAllocator {
     const REUSES: bool = true;
+    fn grows_into_neighbour(_: usize) -> bool {
+        true
+    }
     fn make(region: Region) -> Self {
         let (offset, heap) = heap(&region);
         BuddyAllocator::shm_init(region, offset, heap, BuddyAllocator::MIN_METADATA).unwrap()
@@ -61,8 +71,46 @@ impl Subject for BuddyAllocator {
     }
 }
 
+impl Subject for ScalablePageAllocator {
+    const REUSES: bool = true;
+    fn grows_into_neighbour(size: usize) -> bool {
+        size > 32 << 10
+    }
+    fn make(region: Region) -> Self {
+        ScalablePageAllocator::shm_init(region).unwrap()
+    }
+    fn check(&self, live: usize) {
+        let report = self.verify().unwrap();
+        assert_eq!(report.blocks_in_use, live);
+        let found = self.fragmentation();
+        assert_eq!(found.in_use, self.currently_allocated_size());
+        assert!(found.largest_free <= found.free && found.free <= self.region_len());
+    }
+    fn refused(&self) -> Option<u64> {
+        Some(self.refused_frees())
+    }
+    fn recover(&self) {
+        self.trim();
+    }
+}
+
+impl Subject for MallocAllocator {
+    const REUSES: bool = true;
+    const BOUNDED: bool = false;
+    fn grows_into_neighbour(_: usize) -> bool {
+        false
+    }
+    fn make(_: Region) -> Self {
+        MallocAllocator::new()
+    }
+    fn check(&self, _live: usize) {}
+}
+
 impl Subject for ThreadLocalAllocator {
     const REUSES: bool = true;
+    fn grows_into_neighbour(size: usize) -> bool {
+        size > 32 << 10
+    }
     fn make(region: Region) -> Self {
         ThreadLocalAllocator::shm_init(region).unwrap()
     }
@@ -145,4 +193,9 @@ pub fn malloc() -> Maker {
         unsafe { region.base().add(start).write_bytes(0x5A, (len - start).min(32 << 20)) };
         region
     })
+}
+
+/// For allocators that need none.
+pub fn no_region() -> Maker {
+    Maker(|_| PosixMmap::create("", &options(64 << 10)).unwrap())
 }

@@ -19,15 +19,15 @@ fn layout(size: usize, align: usize) -> Layout {
 }
 
 /// Blocks that are handed out, and what is in them.
-struct Live<'a, S: Subject> {
+pub struct Live<'a, S: Subject> {
     alloc: &'a S,
-    blocks: BTreeMap<u64, (usize, u8)>,
+    pub blocks: BTreeMap<u64, (usize, u8)>,
     next: u8,
     before: usize,
 }
 
 impl<'a, S: Subject> Live<'a, S> {
-    fn new(alloc: &'a S) -> Self {
+    pub fn new(alloc: &'a S) -> Self {
         alloc.check(0);
         let before = alloc.currently_allocated_size();
         Live { alloc, blocks: BTreeMap::new(), next: 1, before }
@@ -65,12 +65,12 @@ impl<'a, S: Subject> Live<'a, S> {
         offset
     }
     #[track_caller]
-    fn allocate(&mut self, size: usize, align: usize) -> u64 {
+    pub fn allocate(&mut self, size: usize, align: usize) -> u64 {
         let block = self.alloc.allocate_offset(CTX, layout(size, align)).unwrap();
         self.add(block, size, align)
     }
     #[track_caller]
-    fn free(&mut self, offset: u64) {
+    pub fn free(&mut self, offset: u64) {
         self.check(offset);
         self.blocks.remove(&offset).unwrap();
         // SAFETY: live, and not used again.
@@ -89,7 +89,7 @@ impl<'a, S: Subject> Live<'a, S> {
     }
     /// Frees everything, the last one first, and checks that nothing is left.
     #[track_caller]
-    fn finish(mut self) {
+    pub fn finish(mut self) {
         self.check_all();
         self.alloc.check(self.blocks.len());
         while let Some((offset, _)) = self.blocks.last_key_value() {
@@ -261,6 +261,15 @@ pub fn reallocation_keeps_contents<S: Subject>(maker: &Maker) {
 pub fn reallocation_in_place<S: Subject>(maker: &Maker) {
     let alloc = S::make(maker.region(128 * MIB));
     let mut live = Live::new(&alloc);
+    for size in [70 * KIB, 300 * KIB, 5000, 200].into_iter().filter(|&s| S::grows_into_neighbour(s))
+    {
+        let [first, second, third] = [0; 3].map(|_| live.allocate(size, 8));
+        live.free(second);
+        assert_eq!(live.reallocate(first, size + size / 2), first, "{size} into a free neighbour");
+        live.check(third);
+        live.free(first);
+        live.free(third);
+    }
     for size in [1, 8, 100, 4000, 20 * KIB, 50 * KIB, 130 * KIB, MIB, 3 * MIB, 9 * MIB] {
         let block = live.allocate(size, 8);
         let usable = alloc.usable_size(OffsetPtr::new(block)).unwrap();
@@ -276,7 +285,10 @@ pub fn failed_reallocation_changes_nothing<S: Subject>(maker: &Maker) {
     let blocks = [100, 60 * KIB, 3 * MIB].map(|size| live.allocate(size, 8));
     let before = alloc.currently_allocated_size();
     for block in blocks {
-        for size in [17 * MIB, 1 << 40, isize::MAX as usize - 4095] {
+        for size in [17 * MIB, 1 << 48, isize::MAX as usize - 4095] {
+            if !S::BOUNDED && size < 1 << 40 {
+                continue;
+            }
             // SAFETY: live; it fails, and so the block stays.
             let result =
                 unsafe { alloc.reallocate_offset(CTX, OffsetPtr::new(block), layout(size, 8)) };
@@ -315,6 +327,9 @@ pub fn usable_size<S: Subject>(maker: &Maker) {
 
 pub fn out_of_memory_and_recovery<S: Subject>(maker: &Maker) {
     const REGION: usize = 12 * MIB;
+    if !S::BOUNDED {
+        return;
+    }
     let alloc = S::make(maker.region(REGION));
     let far = alloc.allocate_offset(CTX, layout(REGION, 1)).unwrap_err();
     let Error::OutOfMemory { requested: REGION, available } = far else { panic!("{far}") };
@@ -396,7 +411,9 @@ pub fn bad_frees_change_nothing<S: Subject>(maker: &Maker) {
     }
     // Outside, and the region's own data.
     let len = alloc.region_len() as u64;
-    for offset in [0, 1, 64, 4096, 4096 + 192, len - 1, len, len + 8, 1 << 40, 1 << 63, u64::MAX] {
+    for offset in
+        [0, 1, 64, 4096, 4096 + 192, len - 1, len, len.wrapping_add(8), 1 << 40, 1 << 63, u64::MAX]
+    {
         refuse(offset);
     }
     // Anywhere.
@@ -452,6 +469,9 @@ pub fn sizes_that_overflow<S: Subject>(maker: &Maker) {
         assert!(matches!(error, Error::OutOfMemory { requested: usize::MAX, .. }), "{error}");
     }
     for size in [most, most - 8, most - 63, 1 << 62, 1 << 48, 1 << 47, 1 << 44, 17 * MIB] {
+        if !S::BOUNDED && size < 1 << 47 {
+            continue;
+        }
         let error = alloc.allocate::<u8>(CTX, size).unwrap_err();
         assert_eq!(error.code(), ErrorCode::OutOfMemory, "{size:#x}: {error}");
     }
@@ -480,6 +500,15 @@ pub fn pointer_constructors<S: Subject>(maker: &Maker) {
     unsafe { block.as_ptr().write(0xC0FFEE) };
     let (id, offset) = (alloc.id(), block.offset());
     assert_eq!(block.shm(), ShmPtr::new(id, offset));
+    if !S::BOUNDED {
+        // Offsets are addresses, and mean nothing by themselves.
+        assert_eq!(FullPtr::from_offset(&alloc, offset), Ok(block));
+        assert_eq!(FullPtr::from_allocator(&alloc, block.shm()), Ok(block));
+        assert!(FullPtr::from_ptr(block.as_ptr()).is_err());
+        assert!(FullPtr::from_shm(block.shm()).is_err());
+        // SAFETY: live, and not used again.
+        return unsafe { alloc.free(CTX, block).unwrap() };
+    }
     let (atomic_offset, atomic) = (AtomicOffsetPtr::new(offset), AtomicShmPtr::new(block.shm()));
     for found in [
         FullPtr::from_offset(&alloc, offset),

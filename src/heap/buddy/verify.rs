@@ -86,6 +86,18 @@ impl Buddy {
         Ok(sum)
     }
 
+    /// Calls `visit` with the offset and the size of every used payload. Under the lock.
+    pub(crate) fn visit_used(&self, visit: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.locked(|shared| {
+            self.walk(shared, |page, State { size, used }| {
+                if used {
+                    visit(page.0 + self.headers.metadata, size - self.headers.metadata);
+                }
+                Ok(())
+            })
+        })
+    }
+
     /// Checks every invariant of the module's essay.
     pub(crate) fn verify(&self) -> Result<()> {
         self.locked(|shared| {

@@ -109,53 +109,67 @@ pub(crate) struct ByteLock {
 /// Far behind the end of every segment.
 const LOCKS_AT: i64 = 1 << 62;
 
-fn byte(index: u32) -> libc::flock {
+fn byte(kind: i32, index: u64) -> libc::flock {
     libc::flock {
-        l_type: libc::F_WRLCK as i16,
+        l_type: kind as i16,
         l_whence: libc::SEEK_SET as i16,
-        l_start: LOCKS_AT + i64::from(index),
+        // Indices are below 2^42.
+        l_start: LOCKS_AT + index as i64,
         l_len: 1,
         // Must be zero for locks of this kind.
         l_pid: 0,
     }
 }
 
+/// A descriptor of the file behind `fd` whose file description has byte `index` locked; where another
+/// one has a lock that stands against it, [`Error::AlreadyExists`].
+fn open_locked(fd: i32, kind: i32, index: u64) -> Result<Fd> {
+    let _errno = KeepErrno::new();
+    // A file description of its own: the one behind `fd` may be shared with other processes.
+    let mut path = Name::<40>::of(&[b"/proc/self/fd/"])?;
+    path.push_number(u64::try_from(fd).map_err(|_| Error::NotFound)?)?;
+    let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+    // SAFETY: the path is a C string.
+    let opened = unsafe { libc::open(path.as_c_str().as_ptr(), flags) };
+    if opened < 0 {
+        return Err(super::last_error(0));
+    }
+    // SAFETY: it was just opened, and is nobody else's.
+    let mut own = unsafe { Fd::from_raw(opened) };
+    if own.raw() < 3 {
+        // The places of the standard streams are the program's.
+        own = duplicate(own.raw())?;
+    }
+    let lock = byte(kind, index);
+    // SAFETY: the descriptor is open, the description of the lock is valid.
+    if unsafe { libc::fcntl(own.raw(), libc::F_OFD_SETLK, &lock) } != 0 {
+        return Err(match errno() {
+            libc::EAGAIN | libc::EACCES => Error::AlreadyExists,
+            _ => super::last_error(0),
+        });
+    }
+    Ok(own)
+}
+
+/// A share in the lock of byte `index`: many may have one. It ends when the descriptor and all copies
+/// of it are closed, so a forked child has a share as long as it lives.
+pub(crate) fn share_byte(fd: i32, index: u64) -> Result<Fd> {
+    open_locked(fd, libc::F_RDLCK, index)
+}
+
 impl ByteLock {
     /// Locks byte `index` of the file behind `fd`, if nobody has it: [`Error::AlreadyExists`].
-    pub(crate) fn take(fd: i32, index: u32) -> Result<ByteLock> {
-        let _errno = KeepErrno::new();
-        // A file description of its own: the one behind `fd` may be shared with other processes.
-        let mut path = Name::<40>::of(&[b"/proc/self/fd/"])?;
-        path.push_number(u64::try_from(fd).map_err(|_| Error::NotFound)?)?;
-        let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
-        // SAFETY: the path is a C string.
-        let opened = unsafe { libc::open(path.as_c_str().as_ptr(), flags) };
-        if opened < 0 {
-            return Err(super::last_error(0));
-        }
-        // SAFETY: it was just opened, and is nobody else's.
-        let mut own = unsafe { Fd::from_raw(opened) };
-        if own.raw() < 3 {
-            // The places of the standard streams are the program's.
-            own = duplicate(own.raw())?;
-        }
-        let lock = byte(index);
-        // SAFETY: the descriptor is open, the description of the lock is valid.
-        if unsafe { libc::fcntl(own.raw(), libc::F_OFD_SETLK, &lock) } != 0 {
-            return Err(match errno() {
-                libc::EAGAIN | libc::EACCES => Error::AlreadyExists,
-                _ => super::last_error(0),
-            });
-        }
+    pub(crate) fn take(fd: i32, index: u64) -> Result<ByteLock> {
+        let own = open_locked(fd, libc::F_WRLCK, index)?;
         let generation = super::fork_generation();
         at_fork_close(own.raw());
         Ok(ByteLock { fd: Some(own), generation })
     }
 
-    /// Whether another file description has byte `index` locked; an error where it cannot be told.
-    pub(crate) fn is_taken(fd: i32, index: u32) -> Result<bool> {
+    /// Whether another file description has byte `index` locked, or a share in it; an error where it cannot be told.
+    pub(crate) fn is_taken(fd: i32, index: u64) -> Result<bool> {
         let _errno = KeepErrno::new();
-        let mut lock = byte(index);
+        let mut lock = byte(libc::F_WRLCK, index);
         // SAFETY: a number that is no open descriptor is EBADF; `lock` is a place for the answer.
         match unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &mut lock) } {
             0 => Ok(lock.l_type != libc::F_UNLCK as i16),
@@ -212,5 +226,20 @@ mod tests {
         assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(true));
         drop(lock);
         assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(false));
+    }
+
+    #[test]
+    fn many_descriptions_share_a_byte() {
+        let file = super::super::memfd_create(c"hshm-test").unwrap();
+        let shares = [0, 1].map(|_| share_byte(file.raw(), 1 << 41).unwrap());
+        assert_eq!(ByteLock::is_taken(file.raw(), 1 << 41), Ok(true));
+        assert_eq!(ByteLock::take(file.raw(), 1 << 41).unwrap_err(), Error::AlreadyExists);
+        let [first, second] = shares;
+        drop(first);
+        assert_eq!(ByteLock::is_taken(file.raw(), 1 << 41), Ok(true));
+        drop(second);
+        let lock = ByteLock::take(file.raw(), 1 << 41).unwrap();
+        assert_eq!(share_byte(file.raw(), 1 << 41).unwrap_err(), Error::AlreadyExists);
+        drop(lock);
     }
 }

@@ -348,6 +348,21 @@ pub(crate) unsafe fn c_free(block: usize) {
     unsafe { libc::free(at(block)) };
 }
 
+/// Makes a block of [`c_alloc`] `len` bytes long, as the C library's `realloc`: it may move, to a place
+/// that is aligned as `malloc`'s blocks are. On an error it is unchanged.
+///
+/// # Safety
+/// As for [`c_free`], unless there is an error.
+pub(crate) unsafe fn c_realloc(block: usize, len: usize) -> Result<usize> {
+    let _errno = KeepErrno::new();
+    // SAFETY: the caller vouches for the block; the length is not 0, which would free it.
+    let moved = unsafe { libc::realloc(at(block), len.max(1)) };
+    match moved.is_null() {
+        false => Ok(moved.expose_provenance()),
+        true => Err(Error::OutOfMemory { requested: len, available: 0 }),
+    }
+}
+
 fn at(address: usize) -> *mut c_void {
     ptr::with_exposed_provenance_mut(address)
 }
