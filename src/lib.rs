@@ -43,10 +43,12 @@
 //! | pointers | [`OffsetPtr`] (8 bytes, in one region), [`ShmPtr`] (16 bytes, anywhere), [`FullPtr`] (with the address here), [`AtomicOffsetPtr`], [`AtomicShmPtr`], the marker [`ShmSafe`] |
 //! | regions | [`Region`], [`RegionOptions`], [`ShareToken`] |
 //! | what is behind them ([`Backend`]) | [`MemfdBackend`], [`PosixShmMmap`], [`FileBackend`], [`PosixMmap`], [`MallocBackend`], [`ArrayBackend`] |
-//! | allocators of one's own ([`Allocator`]) | [`ThreadLocalAllocator`], [`BuddyAllocator`], [`StackAllocator`], bound to a [`MemContext`] by [`CtxAllocator`]; the bump source [`Heap`] |
+//! | allocators of one's own ([`Allocator`]) | [`ThreadLocalAllocator`], [`ScalablePageAllocator`], [`BuddyAllocator`], [`StackAllocator`], [`MallocAllocator`], bound to a [`MemContext`] by [`CtxAllocator`]; the bump source [`Heap`] |
+//! | many of them, by name | [`MemoryManager`], [`MemoryBackendId`], [`AllocatorOptions`], [`ManagedAllocator`] |
 //! | containers in shared memory | [`ShmBox`], [`ShmVec`], [`ShmString`], [`ShmHashMap`], and the queue [`ShmRing`] with its [`RingHandle`]s, in a [`ShmHeap`]; more in [`containers`] |
 //! | arenas | [`arena`]: [`Arena`](arena::Arena), [`scratch`](arena::scratch), [`ArenaVec`](arena::ArenaVec), pools |
-//! | looking inside | [`HshmAlloc::verify`], [`HeapReport`], [`Fault`], [`Accounting`] |
+//! | looking inside | [`LeakReport`], [`LeakCheck`], [`Fragmentation`], [`HshmAlloc::verify`], [`HeapReport`], [`Fault`], [`Accounting`] |
+//! | which to take, and how | [`guide`] |
 //! | errors and units | [`Error`], [`ErrorCode`], [`Unit`], [`AllocatorId`], [`ThreadId`] |
 //!
 //! # References and offsets
@@ -129,6 +131,18 @@ pub use region::{
     PosixShmMmap, Region, RegionOptions, ShareToken,
 };
 pub use share::{Root, RootInfo, Roots, SharedHeap, receive_region, send_region};
+
+/// Which allocator to take, how to use it well, and how to come here from HSHM's C++.
+pub mod guide {
+    #[doc = include_str!("guide/choosing.md")]
+    pub mod choosing {}
+
+    #[doc = include_str!("guide/best_practices.md")]
+    pub mod best_practices {}
+
+    #[doc = include_str!("guide/migration.md")]
+    pub mod migration {}
+}
 
 /// Read-modify-writes of the calling thread so far, by the crate's own atomics. For tests.
 #[cfg(hshm_count_rmw)]

@@ -35,7 +35,7 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmALOC");
 const VERSION: u32 = 1;
 /// What the region header's `engine_kind` says of a backend with a directory.
-const ENGINE: u32 = 3;
+const ENGINE: u32 = 4;
 /// Allocators that a backend can have.
 pub(super) const ENTRIES: usize = 63;
 /// How deep allocators may lie in each other.
