@@ -18,6 +18,8 @@ use hshm::{
 const CTX: MemContext = MemContext::DEFAULT;
 const TURNS: usize = 9;
 
+type Load = fn(&dyn Allocator) -> f64;
+
 struct Candidate {
     name: &'static str,
     alloc: std::sync::Arc<dyn Allocator>,
@@ -187,7 +189,7 @@ fn main() {
             reset: None,
         },
     ];
-    let loads: [(&str, fn(&dyn Allocator) -> f64); 5] = [
+    let loads: [(&str, Load); 5] = [
         ("pair of 64 B", pair),
         ("the same, two threads", two_threads),
         ("batch of 1000, 16 to 512 B", batch),

@@ -76,7 +76,7 @@ impl MemoryManager {
     /// or of this process, has; [`Error::OutOfMemory`] where nothing is left, with the longest piece as
     /// `available`; [`Error::TooSmall`] where it is too little for the allocator's tables;
     /// [`Error::TableFull`] with 63 allocators; [`Error::UnknownAllocator`] for the null id;
-    /// [`Error::NotReady`] where another process is in the middle of a change for ten seconds.
+    /// [`Error::Busy`] where another process is in the middle of a change for ten seconds.
     pub fn create_allocator<A: ManagedAllocator>(
         &self,
         backend: MemoryBackendId,

@@ -184,7 +184,7 @@ impl Directory {
         unsafe { &*at.cast::<Page>() }
     }
 
-    /// Waits for the right to change the directory; [`Error::NotReady`] where somebody else has had it
+    /// Waits for the right to change the directory; [`Error::Busy`] where somebody else has had it
     /// for ten seconds.
     pub(super) fn change(&self) -> Result<Changing<'_>> {
         // Also for private memory, which has no file to lock.
@@ -196,7 +196,7 @@ impl Directory {
                 Err(Error::AlreadyExists) if start.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_micros(200));
                 }
-                Err(Error::AlreadyExists) => return Err(Error::NotReady),
+                Err(Error::AlreadyExists) => return Err(Error::Busy),
                 other => break other?,
             }
         };
