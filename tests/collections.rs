@@ -9,8 +9,8 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 use hshm::arena::{Arena, BestFit, SyncArena, Tiers, scratch};
 use hshm::{
     Allocator as _, AllocatorId, Backend, BuddyAllocator, CtxAllocator, Heap, HshmAlloc, MIB,
-    MemContext, MemfdBackend, OffsetPtr, Region, RegionOptions, StackAllocator, ThreadId,
-    ThreadLocalAllocator,
+    MallocAllocator, MemContext, MemfdBackend, OffsetPtr, Region, RegionOptions,
+    ScalablePageAllocator, StackAllocator, ThreadId, ThreadLocalAllocator,
 };
 
 fn region(number: u32) -> Region {
@@ -117,6 +117,24 @@ macro_rules! suite {
             }
 
             #[test]
+            fn over_scalable_page() {
+                let alloc = ScalablePageAllocator::shm_init(region($number + 3)).unwrap();
+                raw_calls(&alloc);
+                a_vector(&alloc);
+                assert_eq!(alloc.currently_allocated_size(), 0);
+                alloc.verify().unwrap();
+                all_of_it(std::sync::Arc::new(alloc));
+            }
+
+            #[test]
+            fn over_the_c_library() {
+                let alloc = MallocAllocator::new();
+                all_of_it(&alloc);
+                assert_eq!(alloc.currently_allocated_size(), 0);
+                a_vector(alloc);
+            }
+
+            #[test]
             fn over_buddy() {
                 let alloc = buddy($number + 1);
                 all_of_it(alloc.clone());
@@ -190,6 +208,8 @@ fn hash_maps_over_everything() {
     a_map(alloc.clone());
     assert_eq!(alloc.currently_allocated_size(), 0);
     a_map(stack(22));
+    a_map(ScalablePageAllocator::shm_init(region(24)).unwrap());
+    a_map(MallocAllocator::new());
     a_map(HshmAlloc::new());
     let arena = Arena::new();
     a_map(&arena);

@@ -2,8 +2,8 @@
 //! `allocator-api2`, version 0.2 (feature `allocator-api2-02`) and version 0.4 (`allocator-api2-04`).
 //!
 //! The trait asks that blocks stay valid until the allocator and all its clones are gone, wherever it
-//! is moved meanwhile. Blocks lie in the region, which each handle keeps mapped, and none of them in
-//! a handle; so all of these hold it, by value as by reference. What makes blocks invalid earlier is
+//! is moved meanwhile. Blocks lie in the region, which each handle keeps mapped (or in the C library's
+//! heap), and none of them in a handle; so all of these hold it, by value as by reference. What makes blocks invalid earlier is
 //! `unsafe` (`StackAllocator::reset`, `ThreadLocalAllocator::shm_detach`).
 //!
 //! Collections hold addresses: others can use them where the region is mapped at the same place.
@@ -13,7 +13,8 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use super::{
-    Allocator as Region, BuddyAllocator, CtxAllocator, StackAllocator, ThreadLocalAllocator,
+    Allocator as Region, BuddyAllocator, CtxAllocator, MallocAllocator, ScalablePageAllocator,
+    StackAllocator, ThreadLocalAllocator,
 };
 use crate::base::MemContext;
 use crate::ptr::OffsetPtr;
@@ -143,6 +144,18 @@ fn with<A: Region>(alloc: &A) -> CtxAllocator<'_, A> {
 }
 
 #[cfg(feature = "allocator-api2-02")]
-regions_allocate!(allocator_api2_02: BuddyAllocator, StackAllocator, ThreadLocalAllocator);
+regions_allocate!(
+    allocator_api2_02: BuddyAllocator,
+    MallocAllocator,
+    ScalablePageAllocator,
+    StackAllocator,
+    ThreadLocalAllocator
+);
 #[cfg(feature = "allocator-api2-04")]
-regions_allocate!(allocator_api2_04: BuddyAllocator, StackAllocator, ThreadLocalAllocator);
+regions_allocate!(
+    allocator_api2_04: BuddyAllocator,
+    MallocAllocator,
+    ScalablePageAllocator,
+    StackAllocator,
+    ThreadLocalAllocator
+);

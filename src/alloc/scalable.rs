@@ -165,6 +165,10 @@ unsafe impl Allocator for ScalablePageAllocator {
     fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize> {
         self.inner.usable_size(block)
     }
+    unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.inner.keep_offset(block) }
+    }
     fn currently_allocated_size(&self) -> usize {
         self.inner.currently_allocated_size()
     }

@@ -382,6 +382,10 @@ macro_rules! forward {
             fn usable_size(&self, block: OffsetPtr<u8>) -> Result<usize> {
                 (**self).usable_size(block)
             }
+            unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
+                // SAFETY: the caller's contract is the same.
+                unsafe { (**self).keep_offset(block) }
+            }
             fn currently_allocated_size(&self) -> usize {
                 (**self).currently_allocated_size()
             }

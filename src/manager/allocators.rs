@@ -22,9 +22,6 @@ pub(super) trait Managed: Send + Sync {
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
     fn as_allocator(self: Arc<Self>) -> Arc<dyn Allocator>;
     fn allocator(&self) -> &dyn Allocator;
-    /// # Safety
-    /// As for [`ManagedAllocator::keep`].
-    unsafe fn keep_block(&self, block: OffsetPtr<u8>) -> Result<()>;
 }
 
 impl<A: ManagedAllocator> Managed for A {
@@ -36,10 +33,6 @@ impl<A: ManagedAllocator> Managed for A {
     }
     fn allocator(&self) -> &dyn Allocator {
         self
-    }
-    unsafe fn keep_block(&self, block: OffsetPtr<u8>) -> Result<()> {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.keep(block) }
     }
 }
 
@@ -165,7 +158,9 @@ impl MemoryManager {
                 unsafe { around.nest(block.offset(), &wanted) }
                     .and_then(|region| A::make(region, options))
                     // SAFETY: it is this process's block.
-                    .and_then(|alloc| unsafe { outer.alloc.keep_block(block) }.map(|()| alloc))
+                    .and_then(|alloc| {
+                        unsafe { outer.alloc.allocator().keep_offset(block) }.map(|()| alloc)
+                    })
                     .inspect(|_| changing.finish(place.index))
                     .inspect_err(|_| changing.forget(place.index))
             });

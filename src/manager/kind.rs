@@ -1,8 +1,7 @@
 //! What the manager must know of an allocator.
-#![allow(unsafe_code)] // an unsafe method, and calls of it
 
 use crate::alloc::{
-    Allocator, BuddyAllocator, DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS, MallocAllocator, Owner,
+    Allocator, BuddyAllocator, DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS, MallocAllocator,
     ScalablePageAllocator, StackAllocator, ThreadLocalAllocator,
 };
 use crate::base::{Error, Result};
@@ -129,16 +128,6 @@ pub trait ManagedAllocator: Allocator + Sized + 'static {
 
     /// Attaches the one that was made in `region`.
     fn attach(region: Region, options: &AllocatorOptions) -> Result<Self>;
-
-    /// Keeps a block when this process ends, where blocks go with their processes: sub-allocators lie
-    /// in such blocks.
-    ///
-    /// # Safety
-    /// The block is this process's.
-    unsafe fn keep(&self, block: OffsetPtr<u8>) -> Result<()> {
-        let _ = block;
-        Ok(())
-    }
 }
 
 /// All of the region behind its headers.
@@ -179,10 +168,6 @@ impl ManagedAllocator for ScalablePageAllocator {
     fn attach(region: Region, options: &AllocatorOptions) -> Result<Self> {
         ScalablePageAllocator::shm_attach(region, options.max_bytes)
     }
-    unsafe fn keep(&self, block: OffsetPtr<u8>) -> Result<()> {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.transfer(block, Owner::Nobody) }
-    }
 }
 
 impl ManagedAllocator for ThreadLocalAllocator {
@@ -192,10 +177,6 @@ impl ManagedAllocator for ThreadLocalAllocator {
     }
     fn attach(region: Region, options: &AllocatorOptions) -> Result<Self> {
         ThreadLocalAllocator::shm_attach(region, options.max_bytes, options.thread_blocks)
-    }
-    unsafe fn keep(&self, block: OffsetPtr<u8>) -> Result<()> {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.transfer(block, Owner::Nobody) }
     }
 }
 
