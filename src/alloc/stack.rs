@@ -29,6 +29,8 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmSTCK");
 const METADATA: u64 = MIN_METADATA as u64;
 const ALIGN: usize = 64;
+/// Memory is committed in steps of this many bytes, as far as there are any.
+const COMMIT_STEP: u64 = 64 << 10;
 
 #[repr(C, align(64))]
 struct Shared {
@@ -38,11 +40,14 @@ struct Shared {
     first: AtomicU64,
     in_use: AtomicU64,
     heap: Heap,
+    /// Everything before this offset was committed.
+    committed: AtomicU64,
+    _spare: [AtomicU64; 7],
 }
 
-// SAFETY: `repr(C)`, 8 words: 64 bytes without padding.
+// SAFETY: `repr(C)`, 16 words: 128 bytes without padding.
 unsafe impl Atoms for Shared {}
-const _: () = assert!(size_of::<Shared>() == 64);
+const _: () = assert!(size_of::<Shared>() == 128);
 
 /// A bump allocator over a region (HSHM's `StackAllocator`): O(1), lock-free, for many threads and
 /// processes.
@@ -86,6 +91,7 @@ impl StackAllocator {
         shared.epoch.store(0, Ordering::Relaxed);
         shared.first.store(first, Ordering::Relaxed);
         shared.in_use.store(0, Ordering::Relaxed);
+        shared.committed.store(first, Ordering::Relaxed);
         shared.heap.copy_from(&heap);
         shared.magic.store(MAGIC, Ordering::Release);
         Ok(stack)
@@ -152,6 +158,30 @@ impl StackAllocator {
         self.words.place(self.at)
     }
 
+    /// Makes everything before `end`, which lies in the heap, safe to touch. What was committed once
+    /// stays so, also when the heap moves back.
+    #[inline]
+    fn commit(&self, shared: &Shared, end: u64) -> Result<()> {
+        if end <= shared.committed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.commit_more(shared, end)
+    }
+
+    #[cold]
+    fn commit_more(&self, shared: &Shared, end: u64) -> Result<()> {
+        let limit = shared.heap.end().min(self.words.len());
+        let from = shared.committed.load(Ordering::Relaxed).min(end);
+        let step = end.checked_next_multiple_of(COMMIT_STEP).unwrap_or(limit).min(limit).max(end);
+        // A whole step, or what is needed, where that is all there is.
+        let done = self.region.commit(from, (step - from) as usize).map(|()| step);
+        let done =
+            done.or_else(|_| self.region.commit(from, (end - from) as usize).map(|()| end))?;
+        // Others may have committed more meanwhile.
+        shared.committed.fetch_max(done, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn headers(&self, shared: &Shared) -> Result<Headers> {
         let key = shared.key.load(Ordering::Relaxed);
         let epoch = shared.epoch.load(Ordering::Relaxed).rotate_right(24);
@@ -187,9 +217,7 @@ impl StackAllocator {
         let (end, Some(new_end)) = (page.0 + size, page.0.checked_add(new)) else {
             return Ok(false);
         };
-        if new_end > shared.heap.end()
-            || self.region.commit(end, new_end.saturating_sub(end) as usize).is_err()
-        {
+        if new_end > shared.heap.end() || self.commit(shared, new_end).is_err() {
             return Ok(false);
         }
         if !shared.heap.move_position(end, new_end) {
@@ -249,7 +277,7 @@ unsafe impl Allocator for StackAllocator {
         if page.0 + size > self.words.len() {
             return Err(Error::Corrupt);
         }
-        if self.region.commit(from, (page.0 + size - from) as usize).is_err() {
+        if self.commit(shared, page.0 + size).is_err() {
             heap.give_back_last(OffsetPtr::new(from), (page.0 + size - from) as usize);
             return Err(full(self.available()));
         }

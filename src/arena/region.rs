@@ -350,7 +350,7 @@ impl RegionArena {
 
 /// Makes this process the writer, unless somebody who lives is it.
 fn become_writer(region: &Region, shared: &Shared) -> Result<Option<ByteLock>> {
-    let lock = match region.own_fd().map(|fd| ByteLock::take(fd, WRITER_BYTE)) {
+    let lock = match region.own_fd().map(|fd| ByteLock::take(fd, region.lock_byte(WRITER_BYTE))) {
         Some(Err(Error::AlreadyExists)) => return Err(Error::AlreadyExists),
         Some(Ok(lock)) => Some(lock),
         _ => None,

@@ -301,25 +301,25 @@ impl RegionHeap {
         }
     }
 
-    /// Takes the `more` granules behind a run of `count`, where they are free.
+    /// Takes the `more` granules behind a run of `count`, where they are free, and says what they look
+    /// like.
     pub(crate) fn extend_run(
         &self,
         process: ProcessSlot,
         first: GranuleIdx,
         count: u32,
         more: u32,
-    ) -> bool {
+    ) -> Option<RunTaken> {
         let (chunk, bit) = Self::chunk_of(first);
         if bit + count + more > GRANULES_PER_CHUNK as u32 || count + more > MAX_RUN {
-            return false;
+            return None;
         }
         let guard = self.lock_process(process);
         let mask = run_mask(bit + count, more);
         if self.free_granules(chunk) & mask != mask {
-            return false;
+            return None;
         }
-        self.cut(&guard, process, chunk, bit + count, more);
-        true
+        Some(self.cut(&guard, process, chunk, bit + count, more))
     }
 
     fn free_granules(&self, chunk: ChunkIdx) -> u64 {

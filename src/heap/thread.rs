@@ -339,13 +339,17 @@ impl RegionHeap {
         let desc = self.desc(head);
         if want > granules {
             let more = want - granules;
-            if !self.extend_run(process, head, granules, more) {
-                return false;
+            let Some(taken) = self.extend_run(process, head, granules, more) else { return false };
+            let had = desc.committed.load(Relaxed);
+            if had == granules * GRANULE as u32 {
+                // What is committed of the new part goes on from there.
+                desc.committed.store(had + taken.committed, Relaxed);
             }
             let first = GranuleIdx(head.0 + granules);
             let ready = self.commit_tables(first, more, false);
             if ready.and_then(|()| self.commit_run(head, size)).is_err() {
-                self.return_run(process, first, more, 0);
+                desc.committed.store(had, Relaxed);
+                self.return_run(process, first, more, taken.committed);
                 return false;
             }
             desc.run_granules.store(want, Relaxed);

@@ -157,8 +157,8 @@ impl MemoryManager {
                 // nobody has the region any more.
                 unsafe { around.nest(block.offset(), &wanted) }
                     .and_then(|region| A::make(region, options))
-                    // SAFETY: it is this process's block.
                     .and_then(|alloc| {
+                        // SAFETY: it is this process's block.
                         unsafe { outer.alloc.allocator().keep_offset(block) }.map(|()| alloc)
                     })
                     .inspect(|_| changing.finish(place.index))
