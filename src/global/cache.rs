@@ -42,7 +42,7 @@ const MOST_RUNS: usize = 128;
 /// empty and full, so that any class field of a granule map entry picks a bin that exists.
 pub(crate) const BINS: usize = 128;
 
-/// Bytes of blocks that a bin has room for at first.
+/// Bytes of blocks that a bin has room for at first, and ever if its thread only frees such blocks.
 const FIRST_BYTES: usize = 16 << 10;
 /// Bytes of blocks that all bins of a thread may have room for, but for a few blocks a class.
 const ROOM_BYTES: usize = 1 << 20;
@@ -498,10 +498,13 @@ impl ThreadCache {
         self.bins[class.index() + 1].limit = start.wrapping_add(room);
     }
     /// Makes room for a free that found none: the first time a little, later twice as much, as
-    /// long as all bins together stay within [`ROOM_BYTES`]. False where a bin has what it may.
+    /// long as all bins together stay within [`ROOM_BYTES`]. False where a bin has what it may: of a
+    /// class that the thread only frees, no more than makes sending them home worth it.
     pub(crate) fn widen(&mut self, class: ClassId) -> bool {
         let room = self.room(class);
+        let only_frees = self.batch[class.index()] == FIRST_BATCHES[class.index()];
         let most = capacity(class.index());
+        let most = if only_frees { most.min((FIRST_BYTES / class.size()).max(8)) } else { most };
         let wider = if room == 0 { (FIRST_BYTES / class.size()).clamp(2, 8) } else { 2 * room };
         let wider = wider.min(most);
         if wider == room
@@ -596,6 +599,10 @@ mod tests {
             assert_eq!(pop(cache, bin_offset(48)).addr(), 9);
             assert_eq!(pop(cache, bin_offset(48)).addr(), 3);
             assert!(pop(cache, bin_offset(48)).is_null());
+            // A class that is only freed gets no more room than its first bytes.
+            while cache.widen(class) {}
+            assert_eq!(cache.room(class), FIRST_BYTES / class.size());
+            cache.batch[class.index()] += 1;
             assert!(cache.widen(class));
             for block in 1..=cache.room(class) {
                 assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(block)));
