@@ -532,8 +532,10 @@ unsafe impl Allocator for ThreadLocalAllocator {
         Ok(self.heap.block_size(found))
     }
     unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.transfer(block, Owner::Nobody) }
+        // As `transfer`, without a look whether the block is live: the caller says so.
+        self.check_process()?;
+        let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
+        self.heap.set_keeper(offset, self.heap.find_block(offset)?, Keeper::Nobody)
     }
     fn currently_allocated_size(&self) -> usize {
         self.heap.bytes_allocated()

@@ -101,7 +101,7 @@ impl<T: ShmSafe> Deref for ShmBox<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        let place = self.value().unwrap_or_else(|error| heap::lost(error));
+        let place = heap::reach::<T>(self.place.id(), self.place.offset().offset(), 1);
         // SAFETY: the box's own value, which it has as long as it lives; mapped as long as its heap
         // is known.
         unsafe { place.as_ref() }
@@ -111,7 +111,7 @@ impl<T: ShmSafe> Deref for ShmBox<T> {
 impl<T: ShmSafe> DerefMut for ShmBox<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        let mut place = self.value().unwrap_or_else(|error| heap::lost(error));
+        let mut place = heap::reach::<T>(self.place.id(), self.place.offset().offset(), 1);
         // SAFETY: as above, and the box is borrowed for this alone.
         unsafe { place.as_mut() }
     }

@@ -1,8 +1,9 @@
 //! Which heaps the containers of this process live in: id -> base, length, allocator.
 //!
 //! A container knows its heap by id, which means the same in every process. Every look into a
-//! container goes through this table, so it is made for that: open addressing over 256 entries in
-//! static memory, no lock, two loads and a comparison where the id is found at once.
+//! container goes through this table, so it is made for that: the heap that was made known first has
+//! a place of its own, the others 256 in an open-addressing table, all in static memory and read
+//! without a lock.
 //!
 //! An entry's key is stored last and never changes again. The rest changes only when a heap is
 //! [retired](ShmHeap::retire), or after a fork, when a child puts its own allocator there.
@@ -34,44 +35,71 @@ struct Home {
 
 #[repr(align(32))]
 struct Entry {
-    /// Complement of the id's bits; zero for an empty entry.
+    /// See [`key`]; that of the null id in an empty entry.
     key: AtomicU64,
-    /// Zero for a retired heap, in which no place is found.
+    /// Zero for an empty entry and for a retired heap, in which no place is found.
     len: AtomicUsize,
     base: AtomicUsize,
     home: AtomicPtr<Home>,
 }
 
-static TABLE: [Entry; ENTRIES] = [const {
-    Entry {
-        key: AtomicU64::new(0),
-        len: AtomicUsize::new(0),
-        base: AtomicUsize::new(0),
-        home: AtomicPtr::new(core::ptr::null_mut()),
+/// An id as one word, such that it is one load on machines that store the low half first.
+#[inline(always)]
+const fn key(id: AllocatorId) -> u64 {
+    (id.minor() as u64) << 32 | id.major() as u64
+}
+
+const fn id_of(key: u64) -> AllocatorId {
+    AllocatorId::new(key as u32, (key >> 32) as u32)
+}
+
+impl Entry {
+    const fn empty() -> Entry {
+        Entry {
+            key: AtomicU64::new(key(AllocatorId::NULL)),
+            len: AtomicUsize::new(0),
+            base: AtomicUsize::new(0),
+            home: AtomicPtr::new(core::ptr::null_mut()),
+        }
     }
-}; ENTRIES];
+}
+
+/// The first heap that this process made known: mostly the only one.
+static FIRST: Entry = Entry::empty();
+static TABLE: [Entry; ENTRIES] = [const { Entry::empty() }; ENTRIES];
+/// Never filled.
+static NONE: Entry = Entry::empty();
 static LOCK: RawLock = RawLock::new();
 
 /// The entry of an id, or the empty one where it would go.
-#[inline]
-fn probe(id: AllocatorId) -> Result<&'static Entry, Option<&'static Entry>> {
-    let key = !id.to_bits();
+fn probe(key: u64) -> Result<&'static Entry, Option<&'static Entry>> {
     let home = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize;
-    for step in 0..ENTRIES {
-        let entry = &TABLE[(home + step) & (ENTRIES - 1)];
+    let others = (0..ENTRIES).map(|step| &TABLE[(home + step) & (ENTRIES - 1)]);
+    for entry in core::iter::once(&FIRST).chain(others) {
         match entry.key.load(Ordering::Acquire) {
-            0 => return Err(Some(entry)),
             found if found == key => return Ok(entry),
+            found if found == self::key(AllocatorId::NULL) => return Err(Some(entry)),
             _ => {}
         }
     }
     Err(None)
 }
 
+#[inline(never)]
+fn another(key: u64) -> &'static Entry {
+    probe(key).unwrap_or(&NONE)
+}
+
+/// The entry of an id, an empty one if there is none.
+#[inline(always)]
+fn entry(key: u64) -> &'static Entry {
+    if FIRST.key.load(Ordering::Acquire) == key { &FIRST } else { another(key) }
+}
+
 fn home(id: AllocatorId) -> Result<&'static Home> {
-    let entry = probe(id).map_err(|_| Error::UnknownAllocator { id })?;
     // SAFETY: null, or a home, which are never freed; stored with Release.
-    unsafe { entry.home.load(Ordering::Acquire).as_ref() }.ok_or(Error::UnknownAllocator { id })
+    unsafe { entry(key(id)).home.load(Ordering::Acquire).as_ref() }
+        .ok_or(Error::UnknownAllocator { id })
 }
 
 /// The allocator of a heap: [`Error::ReadOnly`] where there is none.
@@ -87,20 +115,59 @@ pub(super) fn writable(id: AllocatorId) -> Result<()> {
 /// Where this process sees `count` values of `T` at `offset` of a heap. The place is all inside the
 /// heap's region and aligned; what is there is not looked at. It stays mapped until the heap is
 /// retired.
-#[inline]
+#[inline(always)]
 pub(super) fn place<T>(id: AllocatorId, offset: u64, count: u64) -> Result<NonNull<T>> {
-    let Ok(entry) = probe(id) else { return Err(Error::UnknownAllocator { id }) };
+    match look_up::<T>(key(id), offset, count) {
+        Some(address) => Ok(at(address)),
+        None => Err(out_of_reach(key(id), offset, align_of::<T>())),
+    }
+}
+
+/// [`place`], for who has no error to give.
+#[inline(always)]
+pub(super) fn reach<T>(id: AllocatorId, offset: u64, count: u64) -> NonNull<T> {
+    match look_up::<T>(key(id), offset, count) {
+        Some(address) => at(address),
+        None => lost_at(key(id), offset, align_of::<T>()),
+    }
+}
+
+#[inline(always)]
+fn look_up<T>(key: u64, offset: u64, count: u64) -> Option<usize> {
+    let entry = entry(key);
     let length = entry.len.load(Ordering::Acquire) as u64;
-    let out = Error::OffsetOutOfRange { offset, length };
-    let Some(bytes) = count.checked_mul(size_of::<T>() as u64) else { return Err(out) };
-    if offset >= length || bytes > length - offset {
-        return Err(if length == 0 { Error::UnknownAllocator { id } } else { out });
+    let (bytes, too_many) = count.overflowing_mul(size_of::<T>() as u64);
+    if too_many || offset >= length || bytes > length - offset {
+        return None;
     }
     let address = entry.base.load(Ordering::Relaxed) + offset as usize;
-    if address & (align_of::<T>() - 1) != 0 {
-        return Err(Error::BadAlignment { align: align_of::<T>() });
+    if address & (align_of::<T>() - 1) == 0 { Some(address) } else { None }
+}
+
+/// The pointer to what [`look_up`] found.
+#[inline(always)]
+fn at<T>(address: usize) -> NonNull<T> {
+    // SAFETY: no heap with a length begins at null (`publish`), and the address is inside the heap.
+    unsafe { NonNull::new_unchecked(core::ptr::with_exposed_provenance_mut(address)) }
+}
+
+/// Why a look-up failed.
+#[cold]
+#[inline(never)]
+fn out_of_reach(key: u64, offset: u64, align: usize) -> Error {
+    let entry = entry(key);
+    let length = entry.len.load(Ordering::Acquire) as u64;
+    match entry.base.load(Ordering::Relaxed).wrapping_add(offset as usize) {
+        _ if length == 0 => Error::UnknownAllocator { id: id_of(key) },
+        address if offset < length && address & (align - 1) != 0 => Error::BadAlignment { align },
+        _ => Error::OffsetOutOfRange { offset, length },
     }
-    NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(out)
+}
+
+#[cold]
+#[inline(never)]
+fn lost_at(key: u64, offset: u64, align: usize) -> ! {
+    lost(out_of_reach(key, offset, align))
 }
 
 /// A block that outlives this process: nobody's, until somebody frees it.
@@ -195,7 +262,7 @@ impl ShmHeap {
     ///
     /// # Errors
     /// [`Error::AlreadyExists`] where this process has one for that id (a forked child replaces its
-    /// parent's), [`Error::UnknownAllocator`] for one without an id, [`Error::TableFull`] after 256
+    /// parent's), [`Error::UnknownAllocator`] for one without an id, [`Error::TableFull`] after 257
     /// different ids.
     pub fn of<A: Allocator>(alloc: &'static A) -> Result<ShmHeap> {
         Self::publish(alloc.id(), alloc.base(), alloc.region_len(), Some(alloc))
@@ -218,7 +285,8 @@ impl ShmHeap {
         len: usize,
         alloc: Option<&'static dyn Allocator>,
     ) -> Result<ShmHeap> {
-        if id.is_null() {
+        // Whose offsets are addresses has no id, and no base.
+        if id.is_null() || base.is_null() {
             return Err(Error::UnknownAllocator { id });
         }
         let generation = os::fork_generation();
@@ -229,7 +297,7 @@ impl ShmHeap {
             drop(unsafe { Box::from_raw(home) });
             Err(error)
         };
-        let entry = match probe(id) {
+        let entry = match probe(key(id)) {
             Ok(entry) => {
                 let of_now = self::home(id).is_ok_and(|home| home.generation == generation);
                 if entry.len.load(Ordering::Relaxed) != 0 && of_now {
@@ -243,7 +311,7 @@ impl ShmHeap {
         entry.home.store(home, Ordering::Release);
         entry.base.store(base.expose_provenance(), Ordering::Relaxed);
         entry.len.store(len, Ordering::Release);
-        entry.key.store(!id.to_bits(), Ordering::Release);
+        entry.key.store(key(id), Ordering::Release);
         Ok(ShmHeap { id })
     }
 
@@ -263,7 +331,7 @@ impl ShmHeap {
     /// From now on this process uses no container of the heap, and no reference into it.
     pub unsafe fn retire(self) {
         let _guard = LOCK.lock();
-        if let Ok(entry) = probe(self.id) {
+        if let Ok(entry) = probe(key(self.id)) {
             entry.len.store(0, Ordering::Release);
             entry.home.store(core::ptr::null_mut(), Ordering::Release);
         }

@@ -133,10 +133,7 @@ impl ShmString {
     pub fn as_bytes(&self) -> &[u8] {
         let start = match self.is_inline() {
             true => self.inline(),
-            false => match heap::place::<u8>(self.heap, self.data, self.len) {
-                Ok(place) => place.as_ptr().cast_const(),
-                Err(error) => heap::lost(error),
-            },
+            false => heap::reach::<u8>(self.heap, self.data, self.len).as_ptr().cast_const(),
         };
         // SAFETY: so many bytes are there, in the string or in its block, which is inside the heap;
         // they stay while `self` is borrowed.
@@ -155,10 +152,7 @@ impl ShmString {
         let len = self.len();
         let start = match self.is_inline() {
             true => self.inline_mut(),
-            false => match heap::place::<u8>(self.heap, self.data, self.len) {
-                Ok(place) => place.as_ptr(),
-                Err(error) => heap::lost(error),
-            },
+            false => heap::reach::<u8>(self.heap, self.data, self.len).as_ptr(),
         };
         // SAFETY: as in `as_bytes` and `as_str`, borrowed for this alone.
         unsafe { core::str::from_utf8_unchecked_mut(slice::from_raw_parts_mut(start, len)) }

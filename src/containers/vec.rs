@@ -60,8 +60,9 @@ fn layout<T>(count: u64) -> Result<Layout> {
 
 impl<T: ShmSafe> ShmVec<T> {
     const NO_SIZE: bool = size_of::<T>() == 0;
-    /// Capacity of the first block.
-    const FIRST: u64 = if size_of::<T>() <= 8 { 8 } else { 4 };
+    /// Capacity of the first block: a cache line, or a few elements.
+    const FIRST: u64 =
+        if size_of::<T>() <= 16 { 64 / (size_of::<T>() as u64 | Self::NO_SIZE as u64) } else { 4 };
 
     /// An empty vector, which takes no memory yet.
     pub const fn new_in(heap: ShmHeap) -> Self {
@@ -119,10 +120,7 @@ impl<T: ShmSafe> ShmVec<T> {
         if Self::NO_SIZE || count == 0 {
             return NonNull::dangling();
         }
-        match heap::place(self.heap, self.data.offset(), count) {
-            Ok(place) => place,
-            Err(error) => heap::lost(error),
-        }
+        heap::reach(self.heap, self.data.offset(), count)
     }
 
     /// The elements.
@@ -187,12 +185,34 @@ impl<T: ShmSafe> ShmVec<T> {
     #[inline]
     pub fn push(&mut self, value: T) -> Result<()> {
         if self.len >= self.cap {
-            self.reserve(1)?;
+            return self.push_grown(value);
         }
-        // SAFETY: the place behind the last element, inside the capacity.
-        unsafe { self.places(self.len + 1).as_ptr().add(self.len()).write(value) };
-        self.len += 1;
+        self.put(value);
         Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn push_grown(&mut self, value: T) -> Result<()> {
+        self.reserve(1)?;
+        self.put(value);
+        Ok(())
+    }
+
+    /// Appends a value, for which there is room.
+    #[inline(always)]
+    fn put(&mut self, value: T) {
+        let place = match Self::NO_SIZE {
+            true => NonNull::dangling(),
+            // Damaged words may wrap here; the place is inside the heap all the same.
+            false => {
+                let at = self.len.wrapping_mul(size_of::<T>() as u64);
+                heap::reach::<T>(self.heap, self.data.offset().wrapping_add(at), 1)
+            }
+        };
+        // SAFETY: the place behind the last element, inside the capacity.
+        unsafe { place.write(value) };
+        self.len += 1;
     }
 
     /// Takes the last element.
