@@ -532,10 +532,8 @@ unsafe impl Allocator for ThreadLocalAllocator {
         Ok(self.heap.block_size(found))
     }
     unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
-        // As `transfer`, without a look whether the block is live: the caller says so.
-        self.check_process()?;
-        let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
-        self.heap.set_keeper(offset, self.heap.find_block(offset)?, Keeper::Nobody)
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.transfer(block, Owner::Nobody) }
     }
     fn currently_allocated_size(&self) -> usize {
         self.heap.bytes_allocated()
