@@ -218,3 +218,49 @@ fn threads_in_a_small_address_space() {
     }
     limited(TEST, libc::RLIMIT_AS, 160 * MIB as u64, "threads");
 }
+
+/// As many mappings as a process may have: memory that is there stays usable, growth is null.
+#[test]
+fn mappings() {
+    const TEST: &str = "mappings";
+    if role(TEST).is_some() {
+        let pages = 300_000;
+        // SAFETY: new addresses of this process's own, single pages of which become readable: each
+        // is a mapping. Nobody uses them, and they go at the end.
+        unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let null = std::ptr::null_mut();
+            let start = libc::mmap(null, pages * 4096, libc::PROT_NONE, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            let make = |page: usize| {
+                libc::mprotect(start.cast::<u8>().add(page * 4096).cast(), 4096, libc::PROT_READ)
+            };
+            if (0..pages).step_by(2).all(|page| make(page) == 0) {
+                println!("not run: the limit is too high");
+                return;
+            }
+            for size in [64, 4000, 100_000, 3 * MIB] {
+                let mut chain = Chain::new(size);
+                chain.fill(20 * MIB / size);
+                assert!(chain.count > 0, "{size}");
+                chain.drain();
+            }
+            // More than a region has. A mapping or two may be left over.
+            let huge = Layout::from_size_align(1 << 40, 8).unwrap();
+            let made = [0; 4].map(|_| A.alloc(huge));
+            assert!(made.iter().any(|block| block.is_null()));
+            for block in made.into_iter().filter(|block| !block.is_null()) {
+                A.dealloc(block, huge);
+            }
+            A.trim();
+            libc::munmap(start, pages * 4096);
+        }
+        let mut chain = Chain::new(4000);
+        chain.fill(50 * MIB / 4000);
+        assert_eq!(chain.count, 50 * MIB / 4000);
+        chain.drain();
+        A.verify().unwrap();
+        return;
+    }
+    limited(TEST, libc::RLIMIT_CORE, 0, "mappings");
+}
