@@ -34,7 +34,8 @@ struct Options {
     /// Allocators [default: all that build or are installed]
     #[arg(short, long, value_delimiter = ',')]
     peers: Vec<String>,
-    /// Numbers of threads, each 1 to 64 [default: as many as there are cores]
+    /// Numbers of threads (in the group sharing, of processes), each 1 to 64 [default: as many as there
+    /// are cores]
     #[arg(short, long, value_delimiter = ',')]
     threads: Vec<usize>,
     /// Runs of each workload with each allocator
@@ -86,7 +87,7 @@ fn run(options: &Options) -> Result<bool, String> {
     for LeftOut { name, reason } in &left_out {
         eprintln!("left out: {name}: {reason}");
     }
-    let mut workloads = peers::workloads(&peers[0])?;
+    let mut workloads = all_workloads(&peers)?;
     if peers.iter().any(Peer::is_for_any_program) {
         let (more, missing) = native::workloads();
         workloads.extend(more);
@@ -125,27 +126,38 @@ fn measure(
     threads: &[usize],
 ) -> Result<Vec<Case>, String> {
     let corpus = options.corpus.clone().or_else(machine::cargo_sources);
-    // The floor and other people's programs have no use for threads.
-    let has_threads = |w: &Workload| w.group != "floor" && w.group != "programs";
-    let counts = |w: &Workload| if has_threads(w) { threads.to_vec() } else { vec![1] };
-    let total: usize = workloads.iter().map(|w| counts(w).len()).sum();
-    let bar = ProgressBar::new((total * options.rounds * peers.len()) as u64);
+    // The floor and other people's programs have no use for threads; of several processes on one heap,
+    // only those that allocate all the time.
+    let counts = |w: &Workload| match w.group.as_str() {
+        "floor" | "programs" => vec![1],
+        "sharing" if !w.name.starts_with("own") && !w.name.starts_with("others") => vec![2],
+        _ => threads.to_vec(),
+    };
+    let lists: Vec<_> = peers.iter().map(peers::workloads).collect::<Result<_, _>>()?;
+    // Not every peer can do everything.
+    let able = |w: &Workload| -> Vec<usize> {
+        let can = |which: &usize| match w.program {
+            Some(_) => peers[*which].is_for_any_program(),
+            None => lists[*which].iter().any(|listed| listed.name == w.name),
+        };
+        (0..peers.len()).filter(can).collect()
+    };
+    let total: usize = workloads.iter().map(|w| counts(w).len() * able(w).len()).sum();
+    let bar = ProgressBar::new((total * options.rounds) as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {eta} left  {msg}");
     bar.set_style(style.map_err(|error| error.to_string())?);
     bar.enable_steady_tick(Duration::from_secs(1));
 
     let mut cases = Vec::new();
     for workload in workloads {
+        let able = able(workload);
         for threads in counts(workload) {
             let mut case = Case::new(workload, threads, peers);
             for round in 0..options.rounds {
                 // In turns, and not always in the same order: what drifts hits all alike.
-                for turn in 0..peers.len() {
-                    let which = (round + turn) % peers.len();
+                for turn in 0..able.len() {
+                    let which = able[(round + turn) % able.len()];
                     bar.inc(1);
-                    if workload.program.is_some() && !peers[which].is_for_any_program() {
-                        continue;
-                    }
                     bar.set_message(format!(
                         "{}, {threads} threads: {}",
                         workload.name, peers[which].name
@@ -172,13 +184,30 @@ fn measure(
     Ok(cases)
 }
 
-/// What the others are compared to: where the baseline cannot run, this crate's library.
+/// What the others are compared to: where the baseline cannot run, this crate's library, or its
+/// allocator for several processes.
 fn baseline_for<'a>(workload: &Workload, options: &'a Options, peers: &[Peer]) -> &'a str {
     let is_able = |peer: &Peer| peer.name == options.baseline && peer.is_for_any_program();
+    if workload.group == "sharing" {
+        return peers::SHARING_BASELINE;
+    }
     if workload.program.is_some() && !peers.iter().any(is_able) {
         return "pre-hshm";
     }
     &options.baseline
+}
+
+/// What at least one of the allocators can do, in the order in which they say so.
+fn all_workloads(peers: &[Peer]) -> Result<Vec<Workload>, String> {
+    let mut all: Vec<Workload> = Vec::new();
+    for peer in peers {
+        for workload in peers::workloads(peer)? {
+            if !all.iter().any(|known| known.name == workload.name) {
+                all.push(workload);
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// The workloads that are named, one by one or by group.

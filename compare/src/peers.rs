@@ -51,7 +51,7 @@ pub(crate) struct Workload {
 
 /// Where a peer comes from.
 enum Source {
-    /// The binary `peer-<0>`, built with the feature of that name if there is one, with tools that
+    /// The binary `<0>`, built with the feature of that name if there is one, with tools that
     /// the build needs, run in an environment.
     Built(
         &'static str,
@@ -59,6 +59,8 @@ enum Source {
         &'static [&'static str],
         &'static [(&'static str, &'static str)],
     ),
+    /// A program in C++, compiled here.
+    Compiled(&'static str),
     /// An installed library, over the `system` binary.
     Preloaded(&'static str),
     /// A library made of the sources that a peer's crate carries, over the `system` binary.
@@ -68,34 +70,34 @@ enum Source {
 }
 
 const PEERS: &[(&str, &str, Source)] = &[
-    ("hshm", "this crate, in shared memory", Source::Built("hshm", None, &[], &[])),
+    ("hshm", "this crate, in shared memory", Source::Built("peer-hshm", None, &[], &[])),
     (
         "hshm-private",
         "this crate, in private memory",
-        Source::Built("hshm", None, &[], &[("HSHM_BACKEND", "private")]),
+        Source::Built("peer-hshm", None, &[], &[("HSHM_BACKEND", "private")]),
     ),
-    ("system", "the C library's", Source::Built("system", None, &[], &[])),
+    ("system", "the C library's", Source::Built("peer-system", None, &[], &[])),
     (
         "mimalloc3",
         "crate mimalloc, version 3 of the allocator",
-        Source::Built("mimalloc3", Some("mimalloc3"), &["cc"], &[]),
+        Source::Built("peer-mimalloc3", Some("mimalloc3"), &["cc"], &[]),
     ),
     (
         "mimalloc2",
         "crate mimalloc, version 2 of the allocator",
-        Source::Built("mimalloc2", Some("mimalloc2"), &["cc"], &[]),
+        Source::Built("peer-mimalloc2", Some("mimalloc2"), &["cc"], &[]),
     ),
     (
         "snmalloc",
         "crate snmalloc-rs",
-        Source::Built("snmalloc", Some("snmalloc"), &["cmake", "c++", "make"], &[]),
+        Source::Built("peer-snmalloc", Some("snmalloc"), &["cmake", "c++", "make"], &[]),
     ),
     (
         "jemalloc",
         "crate tikv-jemallocator",
-        Source::Built("jemalloc", Some("jemalloc"), &["cc", "make"], &[]),
+        Source::Built("peer-jemalloc", Some("jemalloc"), &["cc", "make"], &[]),
     ),
-    ("rpmalloc", "crate rpmalloc", Source::Built("rpmalloc", Some("rpmalloc"), &["cc"], &[])),
+    ("rpmalloc", "crate rpmalloc", Source::Built("peer-rpmalloc", Some("rpmalloc"), &["cc"], &[])),
     ("pre-mimalloc", "preloaded", Source::Preloaded("libmimalloc.so.2")),
     ("pre-jemalloc", "preloaded", Source::Preloaded("libjemalloc.so.2")),
     ("pre-tcmalloc", "preloaded", Source::Preloaded("libtcmalloc_minimal.so.4")),
@@ -105,7 +107,21 @@ const PEERS: &[(&str, &str, Source)] = &[
     ("pre-snmalloc", "preloaded, built from the crate's sources", Source::Made("snmalloc")),
     ("pre-rpmalloc", "preloaded, built from the crate's sources", Source::Made("rpmalloc")),
     ("pre-hshm", "preloaded, this crate as a C library", Source::Own("libhshm.so")),
+    (
+        SHARING_BASELINE,
+        "this crate's ThreadLocalAllocator, in several processes",
+        Source::Built("share-hshm", None, &[], &[]),
+    ),
+    (
+        "share-rts",
+        "crate rts-alloc, in several processes",
+        Source::Built("share-rts", Some("rts"), &[], &[]),
+    ),
+    ("share-boost", "Boost.Interprocess, in several processes", Source::Compiled("boost")),
 ];
+
+/// What the others are compared to in the group of several processes on one heap.
+pub(crate) const SHARING_BASELINE: &str = "share-hshm";
 
 /// Where distributions put libraries.
 const LIBRARY_FOLDERS: [&str; 6] = [
@@ -128,7 +144,11 @@ pub(crate) fn prepare(
         return Err(format!("{name}: no such allocator; there are {}", known.join(", ")));
     }
     let is_wanted = |name: &str| {
-        wanted.is_empty() || name == baseline || wanted.iter().any(|wanted| wanted == name)
+        // Nobody is compared to the wrong kind of peer.
+        let sharing = |name: &str| name.starts_with("share-");
+        let base = name == baseline && (!wanted.iter().all(|name| sharing(name)))
+            || name == SHARING_BASELINE && wanted.iter().any(|name| sharing(name));
+        wanted.is_empty() || base || wanted.iter().any(|wanted| wanted == name)
     };
     let mut builds = Builds::default();
     let (mut peers, mut left_out) = (Vec::new(), Vec::new());
@@ -149,7 +169,7 @@ pub(crate) fn prepare(
             Err(reason) => left_out.push(LeftOut { name: name.to_string(), reason }),
         }
     }
-    if !peers.iter().any(|peer| peer.name == baseline) {
+    if !peers.iter().any(|peer| peer.name == baseline || peer.name == SHARING_BASELINE) {
         return Err(format!("{baseline}: no such allocator to compare to"));
     }
     Ok((peers, left_out))
@@ -198,6 +218,7 @@ impl Builds {
                 let owned = environment.iter().map(|(k, v)| (k.to_string(), OsString::from(v)));
                 Ok((executable, owned.collect()))
             }
+            Source::Compiled(name) => Ok((self.compile(name)?, Vec::new())),
             Source::Preloaded(name) => {
                 let library = LIBRARY_FOLDERS
                     .iter()
@@ -211,7 +232,7 @@ impl Builds {
                 self.preloaded(native::library(name)?)
             }
             Source::Own(name) => {
-                let executable = self.build("system", None, &[])?;
+                let executable = self.build("peer-system", None, &[])?;
                 // target/compare/peer-system
                 let target = executable.ancestors().nth(2).unwrap_or(package());
                 eprintln!("building {name}");
@@ -230,7 +251,7 @@ impl Builds {
     }
 
     fn preloaded(&mut self, library: PathBuf) -> Result<Located, String> {
-        let executable = self.build("system", None, &[])?;
+        let executable = self.build("peer-system", None, &[])?;
         Ok((executable, vec![("LD_PRELOAD".into(), library.into())]))
     }
 
@@ -244,7 +265,7 @@ impl Builds {
             return result.clone();
         }
         eprintln!("building {binary}");
-        let result = build(&format!("peer-{binary}"), feature).map_err(|reason| {
+        let result = build(binary, feature).map_err(|reason| {
             let missing: Vec<_> = tools.iter().copied().filter(|tool| !installed(tool)).collect();
             match missing[..] {
                 [] => reason,
@@ -253,6 +274,31 @@ impl Builds {
         });
         self.done.push((binary, result.clone()));
         result
+    }
+}
+
+impl Builds {
+    /// `sharing/<name>.cpp`, beside what cargo built.
+    fn compile(&mut self, name: &str) -> Result<PathBuf, String> {
+        let beside = self.build("share-hshm", None, &[])?;
+        let program = beside.with_file_name(format!("share-{name}"));
+        let source = package().join("sharing").join(format!("{name}.cpp"));
+        eprintln!("building share-{name}");
+        let output = Command::new("c++")
+            .args(["-std=c++17", "-O3", "-DNDEBUG", "-o"])
+            .args([&program, &source])
+            .args(["-pthread", "-lrt"])
+            .output()
+            .map_err(|error| format!("c++: {error}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        match output.status.success() {
+            true => Ok(program),
+            false => {
+                let line =
+                    errors.lines().find(|line| line.contains("error")).unwrap_or("no reason");
+                Err(format!("does not build (Debian: libboost-dev): {line}"))
+            }
+        }
     }
 }
 

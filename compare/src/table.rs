@@ -51,11 +51,16 @@ pub(crate) fn case(case: &Case, baseline: &str) -> String {
         ]
     };
     let title = format!(
-        "{} ({}), {} thread{}, {} operations: {}\n",
+        "{} ({}), {} {}{}, {} operations: {}\n",
         case.workload,
         case.group,
         case.threads,
-        if case.threads == 1 { "" } else { "s" },
+        if case.group == "sharing" { "process" } else { "thread" },
+        match (case.threads, case.group.as_str()) {
+            (1, _) => "",
+            (_, "sharing") => "es",
+            _ => "s",
+        },
         case.operations,
         case.about,
     );
