@@ -43,7 +43,7 @@
 //! | pointers | [`OffsetPtr`] (8 bytes, in one region), [`ShmPtr`] (16 bytes, anywhere), [`FullPtr`] (with the address here), [`AtomicOffsetPtr`], [`AtomicShmPtr`], the marker [`ShmSafe`] |
 //! | regions | [`Region`], [`RegionOptions`], [`ShareToken`] |
 //! | what is behind them ([`Backend`]) | [`MemfdBackend`], [`PosixShmMmap`], [`FileBackend`], [`PosixMmap`], [`MallocBackend`], [`ArrayBackend`] |
-//! | allocators of one's own ([`Allocator`]) | [`ThreadLocalAllocator`], [`ScalablePageAllocator`], [`BuddyAllocator`], [`StackAllocator`], [`MallocAllocator`], bound to a [`MemContext`] by [`CtxAllocator`]; the bump source [`Heap`] |
+//! | allocators of one's own ([`Allocator`]) | [`ThreadLocalAllocator`], [`ScalablePageAllocator`], [`BuddyAllocator`], [`StackAllocator`], [`MallocAllocator`], for one thread alone [`Exclusive`], bound to a [`MemContext`] by [`CtxAllocator`]; the bump source [`Heap`] |
 //! | many of them, by name | [`MemoryManager`], [`MemoryBackendId`], [`AllocatorOptions`], [`ManagedAllocator`] |
 //! | containers in shared memory | [`ShmBox`], [`ShmVec`], [`ShmString`], [`ShmHashMap`], and the queue [`ShmRing`] with its [`RingHandle`]s, in a [`ShmHeap`]; more in [`containers`] |
 //! | arenas | [`arena`]: [`Arena`](arena::Arena), [`scratch`](arena::scratch), [`ArenaVec`](arena::ArenaVec), pools |
@@ -109,8 +109,8 @@ mod sync;
 
 pub use alloc::{
     Accounting, Allocator, BlockInfo, BuddyAllocator, CtxAllocator, DEFAULT_PROCESSES,
-    DEFAULT_THREAD_BLOCKS, Fragmentation, Heap, LeakCheck, LeakClass, LeakReport, MallocAllocator,
-    Owner, ScalablePageAllocator, StackAllocator, ThreadLocalAllocator,
+    DEFAULT_THREAD_BLOCKS, Exclusive, Fragmentation, Heap, LeakCheck, LeakClass, LeakReport,
+    MallocAllocator, Owner, ScalablePageAllocator, StackAllocator, ThreadLocalAllocator,
 };
 pub use base::{
     AllocatorId, Error, ErrorCode, GIB, KIB, MIB, MemContext, Result, ThreadId, Unit, align_down,

@@ -6,6 +6,7 @@ mod buddy;
 mod ctx;
 #[cfg(all(test, not(loom)))]
 mod damaged;
+mod exclusive;
 mod leaks;
 mod malloc;
 mod objects;
@@ -19,6 +20,7 @@ pub use crate::heap::Heap;
 pub use crate::heap::buddy::Accounting;
 pub use buddy::BuddyAllocator;
 pub use ctx::CtxAllocator;
+pub use exclusive::Exclusive;
 pub use leaks::{LeakCheck, LeakClass, LeakReport};
 pub use malloc::MallocAllocator;
 pub use scalable::ScalablePageAllocator;

@@ -10,6 +10,9 @@
 //! the blocks in turn, and an explicit [`ThreadId`](crate::ThreadId) picks one. So any number of
 //! threads works, with any number of blocks, whatever contexts they pass.
 //!
+//! Who has a thread of its own for it takes a block to itself ([`Exclusive`](super::Exclusive)), and
+//! needs no lock.
+//!
 //! Nothing is cached outside the region: the bitmaps there always say exactly what is allocated,
 //! so every free is checked (interior, double, foreign) and counters are exact. The global
 //! allocator [`HshmAlloc`](crate::HshmAlloc) puts a private cache in front of the same engine.
@@ -33,7 +36,7 @@ use crate::heap::{Fault, Fragmentation, HeapReport, verify};
 use crate::os;
 use crate::ptr::OffsetPtr;
 use crate::region::Region;
-use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use crate::sync::identity::thread_number;
 use crate::sync::lock::RawLock;
 
@@ -52,11 +55,36 @@ pub enum Owner {
 }
 
 /// One thread block's heap, and the lock that guards it.
-struct Local {
+pub(super) struct Local {
     lock: RawLock,
     /// The block's id as soon as there is one, for lookups without the lock; 0 before.
     id: AtomicU32,
+    /// The heap is an [`Exclusive`](super::Exclusive)'s: changed under the lock, and whoever finds it
+    /// set there leaves the heap alone.
+    taken: AtomicBool,
     heap: UnsafeCell<Option<ThreadHeap>>,
+}
+
+impl Local {
+    /// Runs `work` on the heap, under the lock; `None` while it is somebody's own.
+    fn with<R>(&self, work: impl FnOnce(&mut Option<ThreadHeap>) -> R) -> Option<R> {
+        let _guard = self.lock.lock();
+        if self.taken.load(Relaxed) {
+            return None;
+        }
+        // SAFETY: the lock is held, and nobody has the heap to itself.
+        Some(work(unsafe { &mut *self.heap.get() }))
+    }
+    /// Takes the heap for one's own. Null where it is another's.
+    pub(super) fn take(&self) -> Option<*mut Option<ThreadHeap>> {
+        let _guard = self.lock.lock();
+        (!self.taken.swap(true, Relaxed)).then_some(self.heap.get())
+    }
+    /// Undoes [`take`](Self::take), by whoever did it.
+    pub(super) fn give_back(&self) {
+        let _guard = self.lock.lock();
+        self.taken.store(false, Relaxed);
+    }
 }
 
 /// A thread-caching allocator over a shared region: HSHM's `ThreadLocalAllocator`.
@@ -83,11 +111,11 @@ struct Local {
 /// # Ok::<(), hshm::Error>(())
 /// ```
 pub struct ThreadLocalAllocator {
-    heap: RegionHeap,
-    process: ProcessSlot,
+    pub(super) heap: RegionHeap,
+    pub(super) process: ProcessSlot,
     /// See `os::fork_generation`: a forked child has the heaps but not the process block.
     generation: Option<u32>,
-    locals: Box<[Local]>,
+    pub(super) locals: Box<[Local]>,
     /// What happens to its blocks when it leaves.
     stays: Stays,
     choice: Choice,
@@ -102,7 +130,8 @@ pub(super) enum Choice {
     Idle,
 }
 
-// SAFETY: every `Local`'s heap is reached under its lock only; the region's tables are atomics.
+// SAFETY: every `Local`'s heap is reached under its lock, or by the one that has it to itself; the
+// region's tables are atomics.
 unsafe impl Send for ThreadLocalAllocator {}
 // SAFETY: as above.
 unsafe impl Sync for ThreadLocalAllocator {}
@@ -172,6 +201,7 @@ impl ThreadLocalAllocator {
             .map(|_| Local {
                 lock: RawLock::new(),
                 id: AtomicU32::new(0),
+                taken: AtomicBool::new(false),
                 heap: UnsafeCell::new(None),
             })
             .collect();
@@ -197,15 +227,18 @@ impl ThreadLocalAllocator {
 
     /// Walks every invariant of the region; see [`HeapReport`].
     ///
-    /// Exact while nobody else changes the heap; other processes' private lists are not seen.
+    /// Exact while nobody else changes the heap; other processes' private lists are not seen, nor
+    /// those of an [`Exclusive`](crate::Exclusive).
     pub fn verify(&self) -> Result<HeapReport, Fault> {
         if self.check_process().is_err() {
             return Err(Fault { what: "the handle is the parent process's", at: 0 });
         }
         // Returned blocks on their way are no fault, but then they are not in the lists yet.
         let guards: Vec<_> = self.locals.iter().map(|local| local.lock.lock()).collect();
-        // SAFETY: all locks are held until the end of this function.
-        let heaps = self.locals.iter().filter_map(|local| unsafe { (*local.heap.get()).as_ref() });
+        let shared = self.locals.iter().filter(|local| !local.taken.load(Relaxed));
+        // SAFETY: all locks are held until the end of this function, and nobody has these heaps to
+        // itself.
+        let heaps = shared.filter_map(|local| unsafe { (*local.heap.get()).as_ref() });
         let report = verify::verify(&self.heap, heaps);
         drop(guards);
         report
@@ -268,11 +301,7 @@ impl ThreadLocalAllocator {
             return;
         }
         for local in &self.locals {
-            let _guard = local.lock.lock();
-            // SAFETY: the lock is held.
-            if let Some(thread) = unsafe { (*local.heap.get()).as_mut() } {
-                thread.tidy(&self.heap);
-            }
+            local.with(|slot| slot.as_mut().map(|thread| thread.tidy(&self.heap)));
         }
         self.heap.trim(self.process);
         self.heap.reap(self.process);
@@ -293,21 +322,13 @@ impl ThreadLocalAllocator {
         let mut work = Some(work);
         for index in wanted..wanted + self.locals.len() {
             let local = &self.locals[index % self.locals.len()];
-            let _guard = local.lock.lock();
-            // SAFETY: the lock is held.
-            let slot = unsafe { &mut *local.heap.get() };
-            if slot.is_none() {
-                match self.heap.take_block(self.process) {
-                    Ok(id) => {
-                        *slot = Some(ThreadHeap::new(id, self.process));
-                        local.id.store(id.0 as u32, Relaxed);
-                    }
-                    // The region has no block left: share another thread's.
-                    Err(_) => continue,
-                }
-            }
-            if let (Some(thread), Some(work)) = (slot.as_mut(), work.take()) {
-                return work(thread);
+            let done = local.with(|slot| {
+                // Where the region has no block left: share another thread's.
+                let thread = self.populate(local, slot).ok()?;
+                work.take().map(|work| work(thread))
+            });
+            if let Some(Some(result)) = done {
+                return result;
             }
         }
         Err(Error::TableFull { slots: self.heap.block_count() as usize })
@@ -324,9 +345,26 @@ impl ThreadLocalAllocator {
         ready.clone().find(made).or_else(|| ready.next()).unwrap_or(wanted)
     }
 
+    /// The heap in a slot, made now if there is none; by whoever may use the slot.
+    pub(super) fn populate<'s>(
+        &self,
+        local: &Local,
+        slot: &'s mut Option<ThreadHeap>,
+    ) -> Result<&'s mut ThreadHeap> {
+        match slot {
+            Some(thread) => Ok(thread),
+            None => {
+                let id = self.heap.take_block(self.process)?;
+                local.id.store(id.0 as u32, Relaxed);
+                Ok(slot.insert(ThreadHeap::new(id, self.process)))
+            }
+        }
+    }
+
     /// The private half of the allocator belongs to the process that made the handle. In a forked
     /// child it is a copy, while the region is shared: using both would hand blocks out twice.
-    fn check_process(&self) -> Result<()> {
+    #[inline]
+    pub(super) fn check_process(&self) -> Result<()> {
         if os::fork_generation() == self.generation { Ok(()) } else { Err(Error::Forked) }
     }
 
@@ -355,28 +393,36 @@ impl ThreadLocalAllocator {
         align: usize,
         rounded: usize,
     ) -> Result<(OffsetPtr<u8>, bool)> {
-        let base = self.heap.base().addr();
-        self.with_heap(ctx, |thread| {
-            if rounded <= MAX_SMALL {
-                let class = ClassId::new(class_index(rounded));
-                let mut out = [core::ptr::null_mut()];
-                thread.allocate_batch(&self.heap, class, &mut out)?;
-                return Ok((OffsetPtr::new((out[0].addr() - base) as u64), false));
-            }
-            // Runs that other processes freed come back here; one load where there are none.
-            thread.collect(&self.heap);
-            let max_run = MAX_RUN as usize * GRANULE;
-            let (head, zeroed) = if size <= max_run && align <= max_run {
-                self.heap.allocate_run(self.process, thread.id(), size, align)?
-            } else {
-                self.heap.allocate_large(self.process, thread.id(), size, align, size, false)?
-            };
-            Ok((OffsetPtr::new(head.0 as u64 * GRANULE as u64), zeroed))
-        })
+        self.with_heap(ctx, |thread| self.allocate_from(thread, size, align, rounded))
+    }
+
+    /// A block, and whether it is known to be zero. `rounded` is the size as a multiple of `align`.
+    #[inline]
+    pub(super) fn allocate_from(
+        &self,
+        thread: &mut ThreadHeap,
+        size: usize,
+        align: usize,
+        rounded: usize,
+    ) -> Result<(OffsetPtr<u8>, bool)> {
+        if rounded <= MAX_SMALL {
+            let class = ClassId::new(class_index(rounded));
+            let block = thread.allocate_one(&self.heap, class)?;
+            return Ok((OffsetPtr::new((block.addr() - self.heap.base().addr()) as u64), false));
+        }
+        // Runs that other processes freed come back here; one load where there are none.
+        thread.collect(&self.heap);
+        let max_run = MAX_RUN as usize * GRANULE;
+        let (head, zeroed) = if size <= max_run && align <= max_run {
+            self.heap.allocate_run(self.process, thread.id(), size, align)?
+        } else {
+            self.heap.allocate_large(self.process, thread.id(), size, align, size, false)?
+        };
+        Ok((OffsetPtr::new(head.0 as u64 * GRANULE as u64), zeroed))
     }
 
     /// An out-of-memory error in terms of what the caller asked for.
-    fn truthful(&self, error: Error, requested: usize) -> Error {
+    pub(super) fn truthful(&self, error: Error, requested: usize) -> Error {
         match error {
             Error::OutOfMemory { requested: usize::MAX, .. } => error,
             Error::OutOfMemory { .. } => {
@@ -400,29 +446,31 @@ impl ThreadLocalAllocator {
         self.heap.fragmentation(self.process)
     }
 
-    fn free_block(&self, offset: usize, block: Block) -> Result<()> {
+    pub(super) fn free_block(&self, offset: usize, block: Block) -> Result<()> {
         self.check_process()?;
         let double = Error::DoubleFree { offset: offset as u64 };
         match block {
             Block::Small { head, class, index, owner } => {
-                if let Some(local) = self.local_of(owner) {
-                    let _guard = local.lock.lock();
-                    // SAFETY: the lock is held.
-                    let thread = unsafe { (*local.heap.get()).as_mut() };
-                    // The slab may have changed hands before the lock was taken.
-                    if self.heap.find_block(offset)? != block {
-                        return Err(Error::NotABlock { offset: offset as u64 });
-                    }
-                    self.heap.check_live(block)?;
-                    if !thread.is_some_and(|t| t.free_local(&self.heap, head, class, index)) {
-                        return Err(double);
-                    }
-                } else {
-                    self.heap.check_live(block)?;
-                    let (word, mask) = (index as usize / 64, 1 << (index % 64));
-                    if !self.heap.free_remote(head, class, owner, word, mask) {
-                        return Err(double);
-                    }
+                let own = self.local_of(owner).and_then(|local| {
+                    local.with(|slot| {
+                        // The slab may have changed hands before the lock was taken.
+                        if self.heap.find_block(offset)? != block {
+                            return Err(Error::NotABlock { offset: offset as u64 });
+                        }
+                        self.heap.check_live(block)?;
+                        let freed = slot.as_mut().is_some_and(|thread| {
+                            thread.free_local(&self.heap, head, class, index)
+                        });
+                        if freed { Ok(()) } else { Err(double) }
+                    })
+                });
+                if let Some(done) = own {
+                    return done;
+                }
+                self.heap.check_live(block)?;
+                let (word, mask) = (index as usize / 64, 1 << (index % 64));
+                if !self.heap.free_remote(head, class, owner, word, mask) {
+                    return Err(double);
                 }
             }
             Block::Run { head, owner, .. } => {

@@ -73,6 +73,11 @@ impl Entry {
             _ => Kind::Free,
         }
     }
+    /// Whether it belongs to a slab of this thread block.
+    #[inline(always)]
+    pub(crate) const fn is_slab_of(self, owner: BlockId) -> bool {
+        self.0 & 0xFFFF_000F == (owner.0 as u32) << 16 | Kind::Slab as u32
+    }
     #[inline]
     pub(crate) const fn distance(self) -> u32 {
         self.0 >> 11 & 31

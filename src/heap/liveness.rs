@@ -38,7 +38,7 @@ const NUMBERS: u32 = (1 << 31) - 3;
 #[derive(Debug, Default)]
 pub(crate) struct Own {
     number: AtomicU32,
-    /// When this process last looked for dead ones, by the monotonic clock.
+    /// When this process last looked for dead ones, by the coarse monotonic clock.
     looked: AtomicU64,
     lock: Option<ByteLock>,
 }
@@ -54,7 +54,7 @@ impl Own {
     }
     /// Whether `interval` nanoseconds have passed since the last time it did.
     pub(super) fn is_time(&self, interval: u64) -> bool {
-        let now = os::monotonic_ns();
+        let now = os::monotonic_coarse_ns();
         let last = self.looked.load(Relaxed);
         now.saturating_sub(last) >= interval
             && self.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok()

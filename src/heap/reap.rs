@@ -475,7 +475,7 @@ impl ThreadHeap {
                     });
                     heap.source().refused_frees.fetch_add(refused as u64, Relaxed);
                     if back > 0 {
-                        self.after_free(heap, &slab);
+                        self.after_free(heap, &slab, 0);
                     }
                 }
                 Kind::Run => self.free_returned(heap, head),

@@ -148,7 +148,7 @@ pub(crate) fn uses_area(class: ClassId) -> bool {
 
 impl<'a> Slab<'a> {
     /// The slab of `class` whose head granule is `head`; the caller read both from the granule map.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(heap: &'a RegionHeap, head: GranuleIdx, class: ClassId) -> Slab<'a> {
         let desc = heap.desc(head);
         let words = class.blocks().div_ceil(64) as usize;
@@ -233,6 +233,22 @@ impl<'a> Slab<'a> {
         &self.remote[word]
     }
 
+    /// Owner: marks a block free that nobody has returned: in neither bitmap, and handed out once.
+    #[inline(always)]
+    pub(crate) fn free_live(&self, block: u32) -> bool {
+        let (word, bit) = (block as usize / 64, 1 << (block % 64));
+        let (Some(place), Some(remote)) = (self.bits.get(word), self.remote.get(word)) else {
+            return false;
+        };
+        let seen = place.load(Relaxed);
+        if (seen | remote.load(Relaxed)) & bit != 0 || block >= self.desc.fresh.load(Relaxed) {
+            return false;
+        }
+        place.store(seen | bit, Relaxed);
+        self.desc.free.store(self.free_count().wrapping_add(1), Relaxed);
+        true
+    }
+
     /// Owner: marks a block free. False where it already was, or was never handed out.
     #[inline]
     pub(crate) fn free_block(&self, block: u32) -> bool {
@@ -245,6 +261,34 @@ impl<'a> Slab<'a> {
         word.store(seen | bit, Relaxed);
         self.desc.free.store(self.free_count().wrapping_add(1), Relaxed);
         true
+    }
+
+    /// Owner: takes the lowest free block, if there is one. No word before `hint` has any; moves it
+    /// on.
+    #[inline(always)]
+    pub(crate) fn take_one(&self, hint: &mut u32) -> Option<u32> {
+        let free = self.free_count();
+        if free == 0 {
+            return None;
+        }
+        let mut index = *hint as usize;
+        while let Some(word) = self.bits.get(index) {
+            let seen = word.load(Relaxed);
+            if seen != 0 {
+                let block = index as u32 * 64 + seen.trailing_zeros();
+                if block >= self.class.blocks() {
+                    break;
+                }
+                *hint = index as u32;
+                word.store(seen & (seen - 1), Relaxed);
+                self.desc.free.store(free - 1, Relaxed);
+                return Some(block);
+            }
+            index += 1;
+        }
+        // The count, or the bits, of a damaged heap.
+        *hint = 0;
+        None
     }
 
     /// Owner: takes up to `out.len()` free blocks, lowest addresses first, as addresses in a slab

@@ -52,6 +52,8 @@ struct HeapBin {
     current: u32,
     partial: u32,
     slabs: u32,
+    /// Words of the current slab's bitmap before this one have no free block.
+    hint: u32,
 }
 
 /// The private part of a thread block.
@@ -113,7 +115,7 @@ impl RegionHeap {
 
     /// What lies at `offset`, which may be anything. Only the start of a block that was handed out
     /// is one; free blocks of a slab are told by [`RegionHeap::check_live`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_block(&self, offset: usize) -> Result<Block> {
         let wrong = Error::NotABlock { offset: offset as u64 };
         let granule = offset / GRANULE;
@@ -174,6 +176,33 @@ impl RegionHeap {
         let (_, bit) = Self::chunk_of(head);
         let most = (GRANULES_PER_CHUNK as u32 - bit).min(super::process::MAX_RUN);
         if granules > most || head.0 + granules > self.granules() { 0 } else { granules }
+    }
+
+    /// The slab block at `offset`, if it is one of the thread block `owner`: what
+    /// [`find_block`](Self::find_block) says, for the case that is asked for most.
+    #[inline(always)]
+    pub(crate) fn find_own(
+        &self,
+        offset: usize,
+        owner: BlockId,
+    ) -> Option<(GranuleIdx, ClassId, u32)> {
+        let granule = offset / GRANULE;
+        if granule >= self.granules() as usize {
+            return None;
+        }
+        let entry = self.entry(GranuleIdx(granule as u32));
+        if !entry.is_slab_of(owner) || entry.class_index() >= CLASSES {
+            return None;
+        }
+        let class = ClassId::new(entry.class_index());
+        let head = (granule as u32).checked_sub(entry.distance())?;
+        let at = (offset - head as usize * GRANULE) as u32;
+        let index = class.block_of(at);
+        let sound = index * class.size() as u32 == at
+            && index < class.blocks()
+            && head >= self.first_granule()
+            && head + class.slab_granules() <= self.granules();
+        sound.then_some((GranuleIdx(head), class, index))
     }
 
     /// Bytes that a block can hold.
@@ -379,12 +408,68 @@ impl RegionHeap {
 impl ThreadHeap {
     /// The heap of a thread block that `process` holds.
     pub(crate) const fn new(id: BlockId, process: ProcessSlot) -> ThreadHeap {
-        let empty = HeapBin { current: 0, partial: 0, slabs: 0 };
+        let empty = HeapBin { current: 0, partial: 0, slabs: 0, hint: 0 };
         ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0 }
     }
     #[inline]
     pub(crate) fn id(&self) -> BlockId {
         self.id
+    }
+
+    /// Takes one block of `class`: the current slab's lowest free one, if it has any.
+    #[inline]
+    pub(crate) fn allocate_one(&mut self, heap: &RegionHeap, class: ClassId) -> Result<*mut u8> {
+        match self.take_one(heap, class) {
+            Some(offset) => Ok(heap.base().wrapping_add(offset)),
+            None => self.allocate_slow(heap, class),
+        }
+    }
+
+    /// The offset of the current slab's lowest free block.
+    #[inline(always)]
+    pub(crate) fn take_one(&mut self, heap: &RegionHeap, class: ClassId) -> Option<usize> {
+        let bin = self.bins.get_mut(class.index())?;
+        if bin.current == 0 {
+            return None;
+        }
+        let slab = Slab::new(heap, GranuleIdx(bin.current - 1), class);
+        let block = slab.take_one(&mut bin.hint)?;
+        Some(slab.offset_of(block))
+    }
+
+    #[cold]
+    fn allocate_slow(&mut self, heap: &RegionHeap, class: ClassId) -> Result<*mut u8> {
+        let mut out = [core::ptr::null_mut()];
+        self.allocate_batch(heap, class, &mut out)?;
+        Ok(out[0])
+    }
+
+    /// Frees a block of one of this heap's own slabs, if it is handed out. False where it is not.
+    #[inline(always)]
+    pub(crate) fn free_live(
+        &mut self,
+        heap: &RegionHeap,
+        head: GranuleIdx,
+        class: ClassId,
+        index: u32,
+    ) -> bool {
+        let slab = Slab::new(heap, head, class);
+        if slab.desc.is_kept() {
+            return !slab.is_free(index) && self.free_local(heap, head, class, index);
+        }
+        let freed = slab.free_live(index);
+        if freed {
+            match slab.listing() {
+                Listing::Current => {
+                    let bin = &mut self.bins[class.index()];
+                    bin.hint = bin.hint.min(index / 64);
+                }
+                // Full once more, or empty: there is something to do.
+                Listing::Partial if !slab.is_empty() => {}
+                _ => self.after_free(heap, &slab, index / 64),
+            }
+        }
+        freed
     }
 
     /// Takes up to `out.len()` blocks of `class`, as addresses: a stack whose top, the last of those
@@ -419,6 +504,7 @@ impl ThreadHeap {
                 self.unlist(heap, &slab);
                 slab.set_listing(Listing::Current);
                 self.bins[class.index()].current = partial;
+                self.bins[class.index()].hint = 0;
             } else if !collected {
                 collected = true;
                 self.collect(heap);
@@ -542,6 +628,7 @@ impl ThreadHeap {
         heap.process(self.process).in_slabs.fetch_add(bytes, Relaxed);
         let bin = &mut self.bins[class.index()];
         bin.current = taken.first.0 + 1;
+        bin.hint = 0;
         bin.slabs += 1;
         Ok(())
     }
@@ -562,7 +649,7 @@ impl ThreadHeap {
         if !slab.free_block(index) {
             return false;
         }
-        self.after_free(heap, &slab);
+        self.after_free(heap, &slab, index / 64);
         true
     }
 
@@ -582,15 +669,20 @@ impl ThreadHeap {
         }
         let (seen, refused) = slab.free_blocks(heap.granule_addr(head), blocks);
         if seen as u32 > refused {
-            self.after_free(heap, &slab);
+            self.after_free(heap, &slab, 0);
         }
         (seen, refused)
     }
 
-    /// Lists a slab that got blocks back, or gives it up when it has all of them.
+    /// Lists a slab that got blocks back, in word `word` of its bitmap or later ones, or gives it up
+    /// when it has all of them.
     #[inline]
-    pub(super) fn after_free(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+    pub(super) fn after_free(&mut self, heap: &RegionHeap, slab: &Slab<'_>, word: u32) {
         match slab.listing() {
+            Listing::Current => {
+                let bin = &mut self.bins[slab.class.index()];
+                bin.hint = bin.hint.min(word);
+            }
             Listing::Full => {
                 self.list(heap, slab);
                 if slab.is_empty() {
@@ -692,7 +784,7 @@ impl ThreadHeap {
                         heap.source().refused_frees.fetch_add(refused as u64, Relaxed);
                     }
                     if back > 0 {
-                        self.after_free(heap, &slab);
+                        self.after_free(heap, &slab, 0);
                     }
                 }
                 Kind::Run => self.free_returned(heap, head),

@@ -75,12 +75,22 @@ unsafe fn register_at_fork(prepare: Hook, parent: Hook, child: Hook) -> c_int {
 /// How many forks lie between this process and the one that first asked: what was made under
 /// another number was made by an ancestor. Counted from the first call on; `None` where forks
 /// cannot be noticed.
+#[inline]
 pub(crate) fn fork_generation() -> Option<u32> {
-    static GENERATION: AtomicU32 = AtomicU32::new(0);
-    static REGISTERED: AtomicU32 = AtomicU32::new(NOT_YET);
-    const NOT_YET: u32 = 0;
-    const DONE: u32 = 1;
-    const FAILED: u32 = 2;
+    match REGISTERED.load(Ordering::Acquire) {
+        DONE => Some(GENERATION.load(Ordering::Relaxed)),
+        _ => begin_counting_forks(),
+    }
+}
+
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+static REGISTERED: AtomicU32 = AtomicU32::new(NOT_YET);
+const NOT_YET: u32 = 0;
+const DONE: u32 = 1;
+const FAILED: u32 = 2;
+
+#[cold]
+fn begin_counting_forks() -> Option<u32> {
     unsafe extern "C" fn nothing() {}
     unsafe extern "C" fn count() {
         GENERATION.fetch_add(1, Ordering::Relaxed);
