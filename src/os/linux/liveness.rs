@@ -103,6 +103,7 @@ fn read_presence(line: &[u8]) -> Presence {
 #[derive(Debug)]
 pub(crate) struct ByteLock {
     fd: Option<Fd>,
+    index: u64,
     generation: Option<u32>,
 }
 
@@ -163,7 +164,7 @@ impl ByteLock {
         let own = open_locked(fd, libc::F_WRLCK, index)?;
         let generation = super::fork_generation();
         at_fork_close(own.raw());
-        Ok(ByteLock { fd: Some(own), generation })
+        Ok(ByteLock { fd: Some(own), index, generation })
     }
 
     /// Whether another file description has byte `index` locked, or a share in it; an error where it cannot be told.
@@ -182,6 +183,12 @@ impl Drop for ByteLock {
     fn drop(&mut self) {
         let Some(fd) = self.fd.take() else { return };
         if super::fork_generation() == self.generation {
+            let _errno = KeepErrno::new();
+            // Closing is not enough: a process that is just being started has a copy of the
+            // descriptor until it becomes its program.
+            let unlock = byte(libc::F_UNLCK, self.index);
+            // SAFETY: the descriptor is open, the description of the lock is valid.
+            unsafe { libc::fcntl(fd.raw(), libc::F_OFD_SETLK, &unlock) };
             super::at_fork_keep(fd.raw());
         } else {
             // The child's hook has closed it; the number may be another file's by now.
@@ -224,8 +231,11 @@ mod tests {
         // Other descriptors of the file come and go.
         drop(duplicate(file.raw()).unwrap());
         assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(true));
+        // A copy of the descriptor, as a process has that is just being started.
+        let copy = duplicate(lock.fd.as_ref().unwrap().raw()).unwrap();
         drop(lock);
         assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(false));
+        drop(copy);
     }
 
     #[test]
