@@ -119,7 +119,9 @@ pub use base::{
 pub use containers::{RingHandle, ShmBox, ShmHashMap, ShmHeap, ShmRing, ShmString, ShmVec};
 #[cfg(feature = "c-api")]
 pub use global::c_api;
-pub use global::{AttachedHeap, HeapBackend, HeapStats, HeapToken, HshmAlloc, HshmAllocBuilder};
+pub use global::{
+    AttachedHeap, ForkPolicy, HeapBackend, HeapStats, HeapToken, HshmAlloc, HshmAllocBuilder,
+};
 pub use heap::{Fault, HeapReport, HugePages};
 pub use manager::{
     AllocatorInfo, AllocatorKind, AllocatorOptions, ManagedAllocator, MemoryBackendId,

@@ -183,6 +183,87 @@ preloaded "z3" "sat" z3 -in <<<'(declare-const a Int)(declare-const b Int)(asser
 preloaded "ghostscript" "5050" gs -q -dNODISPLAY -dBATCH -c '0 1 1 100 { add } for = quit'
 preloaded "cargo" "*" cargo metadata --format-version 1 --offline --no-deps
 
+# Two programs with one heap: what the one allocated the other reads and frees.
+cat >"$work/pair.c" <<'C'
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct node { struct node *next; size_t size; unsigned char data[]; };
+
+static struct node *make(size_t count) {
+    struct node *head = NULL;
+    for (size_t i = 0; i < count; i++) {
+        size_t size = i % 500 == 0 ? 300000 : i * 7 % 3000;
+        struct node *node = malloc(sizeof *node + size);
+        if (!node) abort();
+        node->next = head;
+        node->size = size;
+        memset(node->data, (int)size, size);
+        head = node;
+    }
+    return head;
+}
+
+static size_t release(struct node *node) {
+    size_t count = 0;
+    while (node) {
+        struct node *next = node->next;
+        for (size_t i = 0; i < node->size; i++)
+            if (node->data[i] != (unsigned char)node->size) abort();
+        if (count % 3 == 0) node = realloc(node, sizeof *node + 2 * node->size);
+        free(node);
+        node = next;
+        count++;
+    }
+    return count;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 1) {
+        printf("%p\n", (void *)make(3000));
+        fflush(stdout);
+        if (getchar() == EOF) return 1;
+        printf("%zu\n", release(make(5000)));
+    } else {
+        void *address;
+        if (sscanf(argv[1], "%p", &address) != 1) return 1;
+        printf("%zu %zu\n", release(address), release(make(5000)));
+    }
+    return 0;
+}
+C
+if command -v gcc >/dev/null && gcc -O1 -o "$work/pair" "$work/pair.c"; then
+    region=hshm-preload-$$
+    export HSHM_REGION=$region
+    mkfifo "$work/go"
+    LD_PRELOAD=$library "$work/pair" <"$work/go" >"$work/said" &
+    maker=$!
+    exec 9>"$work/go"
+    for _ in $(seq 100); do [[ -s $work/said ]] && break || sleep 0.1; done
+    preloaded "a program that frees what another allocated" "3000 5000" "$work/pair" "$(head -n 1 "$work/said")"
+    preloaded "python3, threads, in the same heap" "*49995000, 49995000, 49995000, 49995000*" python3 -c '
+from concurrent.futures import ThreadPoolExecutor as Pool
+print(list(Pool(4).map(lambda n: sum(int(str(i)) for i in range(n)), [10000] * 4)))'
+    preloaded "a program that forks and executes, in the same heap" "joined" python3 -c '
+import subprocess
+print(subprocess.run(["echo", "joined"], capture_output=True, text=True, start_new_session=True).stdout.strip())'
+    echo go >&9
+    exec 9>&-
+    if wait $maker && [[ $(tail -n 1 "$work/said") == 5000 && ! -e /dev/shm/$region ]]; then
+        echo "ok      the program whose blocks another freed"
+        passed=$((passed + 1))
+    else
+        echo "FAILED  the program whose blocks another freed: $(tail -n 1 "$work/said")"
+        failed=$((failed + 1))
+        rm -f "/dev/shm/$region"
+    fi
+    unset HSHM_REGION
+else
+    echo "skipped two programs with one heap"
+    skipped=$((skipped + 1))
+fi
+
 if command -v redis-server >/dev/null && command -v redis-benchmark >/dev/null; then
     socket=$work/redis.sock
     LD_PRELOAD=$library redis-server --port 0 --unixsocket "$socket" --dir "$work" --save '' >"$work/redis.log" 2>&1 &

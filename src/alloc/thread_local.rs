@@ -194,8 +194,12 @@ impl ThreadLocalAllocator {
     ) -> Result<Self> {
         let blocks = thread_blocks.clamp(1, heap.block_count() as usize - 1);
         let shared = heap.region().is_shared();
-        let joining =
-            Joining { max_bytes: max_bytes as u64, max_blocks: blocks as u32, watched: shared };
+        let joining = Joining {
+            max_bytes: max_bytes as u64,
+            max_blocks: blocks as u32,
+            watched: shared,
+            global: 0,
+        };
         let process = heap.register(joining)?;
         let locals = (0..blocks)
             .map(|_| Local {

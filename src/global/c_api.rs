@@ -2,7 +2,13 @@
 //!
 //! With the `c-api` feature the crate's `libhshm.so` defines them all, for `LD_PRELOAD` or for
 //! linking. Memory is private by default, as C programs expect of `fork`; `HSHM_BACKEND=memfd`
-//! shares it.
+//! shares it, `HSHM_REGION=name` makes it one heap with all programs that have that name. Shells and
+//! their like allocate between `fork` and `exec`, so a forked child gets a copy of such a heap, too
+//! (`HSHM_FORK=refuse` forbids it).
+//!
+//! One thing the C library does in a child before this one can: in a program with threads it frees the
+//! locks of all streams, which lie in the heap. Where that is shared memory, a stream that another
+//! thread had locked at that moment is not locked any more in the parent either.
 //!
 //! C gives no size at `free`, so the class comes from the granule map: one load for a block of the
 //! first region. Blocks are aligned to 16 bytes (8 where the size is at most 8), so the classes of
@@ -19,7 +25,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 
 use super::cache::{self, ThreadCache, bin_offset, bin_offset_c};
-use super::config::{Config, HeapBackend};
+use super::config::{Config, ForkPolicy, HeapBackend};
 use super::heap::HEAP;
 use super::stats::HeapStats;
 use super::{slow, tls};
@@ -30,7 +36,8 @@ use crate::os;
 use crate::sync::atomic::Ordering::Relaxed;
 
 /// The settings of a C program's heap.
-static CONFIG: Config = Config { backend: HeapBackend::Private, ..Config::DEFAULT };
+static CONFIG: Config =
+    Config { backend: HeapBackend::Private, fork: Some(ForkPolicy::Copy), ..Config::DEFAULT };
 
 /// The natural alignment of `malloc`.
 const ALIGN: usize = 16;

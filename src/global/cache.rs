@@ -15,6 +15,10 @@
 //! thread starts without one: bins whose `top` and `limit` both point at a null slot are empty and
 //! full at once, so its first allocation and its first free end up in the slow path like any other
 //! miss. The same bins are put back when the thread ends.
+//!
+//! In a heap that was joined frees have to ask, because a block of another process must not be kept:
+//! it would go with that process. There the bins are closed: once they have room, `limit` is null,
+//! below every `top`, so that each push fails and the slow path decides. Allocation knows nothing of it.
 #![allow(unsafe_code)] // raw stacks of blocks
 
 use core::alloc::Layout;
@@ -174,6 +178,13 @@ impl RunCache {
         let room = (self.most_used.max(used) - used).clamp(SPARE_RUNS, MOST_RUNS);
         if self.kept > room { self.take_longest() } else { None }
     }
+    /// Keeps nothing any more; what was kept is nobody's then.
+    fn forget(&mut self) {
+        for bin in &mut self.bins {
+            bin.len = 0;
+        }
+        (self.kept, self.used, self.most_used) = (0, 0, 0);
+    }
     /// Any run that is kept.
     pub(crate) fn take_longest(&mut self) -> Option<KeptRun> {
         let longest = self.bins.iter().rposition(|bin| bin.len > 0)?;
@@ -193,6 +204,8 @@ pub(crate) struct ThreadCache {
     /// Null unless the phase is [`Phase::Live`].
     body: *mut Body,
     pub(crate) phase: Phase,
+    /// Whether every free takes the slow path.
+    pub(crate) closed: bool,
 }
 
 /// The part of a cache that fast paths do not name. Outlives its thread: the next one gets it.
@@ -212,6 +225,8 @@ pub(crate) struct Body {
     room_bytes: usize,
     /// The next body in the pool of bodies without a thread.
     pub(crate) next: *mut Body,
+    /// Whether it is in there.
+    pub(crate) pooled: bool,
     /// What says whether this body's thread is inside the engine; never null, for ever valid.
     member: *const Member,
     slots: [*mut u8; SLOTS],
@@ -222,6 +237,8 @@ pub(crate) struct Body {
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) visits: Visits,
+    /// The body whose member it is.
+    pub(crate) body: *mut Body,
     /// The member before this one.
     pub(crate) next: *const Member,
 }
@@ -385,7 +402,8 @@ pub(crate) unsafe fn push(cache: *mut ThreadCache, offset: usize, block: *mut u8
     unsafe {
         let bin = cache.byte_add(offset).cast::<Bin>();
         let top = (*bin).top;
-        if top == (*bin).limit {
+        // Not "equal": the limit of a closed bin is null.
+        if top >= (*bin).limit {
             return false;
         }
         *top.add(1) = block;
@@ -401,6 +419,10 @@ pub(crate) const fn class_at(offset: usize) -> ClassId {
 }
 
 impl Body {
+    /// In a forked child, where the thread is not that used it: forgets what its cache held.
+    pub(crate) fn forget_runs(&mut self) {
+        self.runs.forget();
+    }
     /// Makes a body out of zeroed memory.
     ///
     /// # Safety
@@ -419,17 +441,19 @@ impl ThreadCache {
         first: FirstRegion::NONE,
         body: ptr::null_mut(),
         phase: Phase::New,
+        closed: false,
     };
 
     /// Starts to use a body, all of whose slots are free. The cache has none yet.
     ///
     /// # Safety
     /// The body is initialised and nobody else's.
-    pub(crate) unsafe fn attach(&mut self, body: *mut Body, first: FirstRegion) {
+    pub(crate) unsafe fn attach(&mut self, body: *mut Body, first: FirstRegion, closed: bool) {
         debug_assert!(self.bins.iter().all(|bin| bin.top == NO_SLOT && bin.limit == NO_SLOT));
         self.body = body;
         self.first = first;
         self.phase = Phase::Live;
+        self.closed = closed;
         self.room_bytes = 0;
         self.strangers = [0; CLASSES];
         // Not what the thread before needed: most threads are short, and need little.
@@ -449,6 +473,11 @@ impl ThreadCache {
     pub(crate) fn detach(&mut self) -> *mut Body {
         *self = ThreadCache { phase: Phase::Ended, body: self.body, ..Self::NEW };
         core::mem::replace(&mut self.body, ptr::null_mut())
+    }
+
+    /// Lets go of everything: the thread must not allocate any more.
+    pub(crate) fn give_up(&mut self) {
+        *self = ThreadCache { phase: Phase::Ended, ..Self::NEW };
     }
 
     /// The null slot of a class.
@@ -483,12 +512,22 @@ impl ThreadCache {
         if self.has_no_room(class) {
             return 0;
         }
+        if self.closed {
+            return capacity(class.index());
+        }
         let start = self.start(class);
         (self.bins[class.index() + 1].limit.addr() - start.addr()) / size_of::<*mut u8>()
     }
     /// Lets a bin hold up to `room` blocks.
     pub(crate) fn set_room(&mut self, class: ClassId, room: usize) {
         let start = self.start(class);
+        if self.closed {
+            // All of it at once: nothing is kept here but what somebody puts.
+            if self.has_no_room(class) {
+                self.bins[class.index() + 1] = Bin { top: start, limit: ptr::null_mut() };
+            }
+            return;
+        }
         let room = room.min(capacity(class.index()));
         let (had, size) = (self.room(class), class.size());
         self.room_bytes = self.room_bytes.wrapping_add(room * size).wrapping_sub(had * size);
@@ -524,6 +563,14 @@ impl ThreadCache {
     pub(crate) fn set_len(&mut self, class: ClassId, count: usize) {
         debug_assert!(count <= self.room(class));
         self.bins[class.index() + 1].top = self.start(class).wrapping_add(count);
+    }
+    /// Puts a block into a bin that has fewer than its [`room`](Self::room).
+    pub(crate) fn put(&mut self, class: ClassId, block: *mut u8) {
+        let len = self.len(class);
+        debug_assert!(len < self.room(class));
+        // SAFETY: a slot of the class, past its last block.
+        unsafe { *self.start(class).wrapping_add(len + 1) = block };
+        self.set_len(class, len + 1);
     }
     /// Takes the `count` oldest blocks out of a bin, which has that many, after somebody else has
     /// had them.
@@ -568,13 +615,14 @@ mod tests {
 
     #[test]
     fn stacks_keep_order_and_limits() {
-        let member = Member { visits: Visits::new(), next: ptr::null() };
         let mut place = Box::<Body>::new_zeroed();
+        let body = place.as_mut_ptr();
+        let member = Member { visits: Visits::new(), body, next: ptr::null() };
         let mut cache = ThreadCache::NEW;
         // SAFETY: zeroed, initialised in place, and used by this cache alone.
         unsafe {
-            Body::init(place.as_mut_ptr(), &member);
-            cache.attach(place.as_mut_ptr(), FirstRegion::NONE);
+            Body::init(body, &member);
+            cache.attach(body, FirstRegion::NONE, false);
         }
         let cache = &mut cache;
         let class = class_for(48);
@@ -608,6 +656,37 @@ mod tests {
                 assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(block)));
             }
             assert!(!push(cache, bin_offset(48), core::ptr::without_provenance_mut(1)));
+        }
+    }
+
+    #[test]
+    fn closed_bins_take_nothing_but_what_is_put() {
+        let mut place = Box::<Body>::new_zeroed();
+        let body = place.as_mut_ptr();
+        let member = Member { visits: Visits::new(), body, next: ptr::null() };
+        let mut cache = ThreadCache::NEW;
+        // SAFETY: zeroed, initialised in place, and used by this cache alone.
+        unsafe {
+            Body::init(body, &member);
+            cache.attach(body, FirstRegion::NONE, true);
+        }
+        let class = class_for(48);
+        let number = core::ptr::without_provenance_mut::<u8>;
+        // SAFETY: a cache of our own; the numbers are never followed.
+        unsafe {
+            assert!(!push(&mut cache, bin_offset(48), number(1)));
+            assert_eq!(cache.room(class), 0);
+            cache.set_room(class, 1);
+            assert!(!push(&mut cache, bin_offset(48), number(1)));
+            for block in 1..=cache.room(class) {
+                cache.put(class, number(block));
+                assert!(!push(&mut cache, bin_offset(48), number(1)));
+            }
+            assert_eq!(cache.len(class), ThreadCache::capacity(class));
+            for block in (1..=cache.room(class)).rev() {
+                assert_eq!(pop(&mut cache, bin_offset(48)).addr(), block);
+            }
+            assert!(pop(&mut cache, bin_offset(48)).is_null());
         }
     }
 }

@@ -4,13 +4,16 @@
 //! |---|---|---|---|
 //! | [`capacity`](HshmAllocBuilder::capacity) | `HSHM_CAPACITY=64G` | bytes of address space per region | 64 GiB |
 //! | [`backend`](HshmAllocBuilder::backend) | `HSHM_BACKEND=memfd` or `private` | what is behind the heap | memfd |
+//! | [`region`](HshmAllocBuilder::region) | `HSHM_REGION=text` | join the heap of this name, with all others that do | own heap |
+//! | [`fork`](HshmAllocBuilder::fork) | `HSHM_FORK=copy` or `refuse` | what a forked child gets | copy; of a joined heap, refuse |
 //! | [`name`](HshmAllocBuilder::name) | `HSHM_NAME=text` | the label of the segment in `/proc/<pid>/fd` | `hshm` |
 //! | [`retain`](HshmAllocBuilder::retain) | `HSHM_RETAIN=32M` | free memory kept for reuse before it goes back to the system | 32 MiB |
 //! | [`huge_pages`](HshmAllocBuilder::huge_pages) | `HSHM_HUGE_PAGES=never`, `large`, `always` | what is to have huge pages | large heaps |
 //! | [`thread_blocks`](HshmAllocBuilder::thread_blocks) | `HSHM_THREAD_BLOCKS=n` | threads with a heap of their own; more threads share one | 16383 |
 //! | [`stats_at_exit`](HshmAllocBuilder::stats_at_exit) | `HSHM_STATS=1` | print a line when the program ends | no |
 //!
-//! The environment wins. What cannot be understood is reported on stderr and otherwise ignored.
+//! The environment wins. What cannot be understood is reported on stderr and otherwise ignored; but
+//! a program ends that cannot join the heap it was told to.
 
 use core::ffi::CStr;
 
@@ -28,12 +31,35 @@ pub enum HeapBackend {
     Private,
 }
 
+/// What becomes of the heap in a forked child, where it is shared memory. Private memory is copied by
+/// the kernel in any case.
+///
+/// `posix_spawn`, `vfork` and most uses of `std::process::Command` fork no such child, and need
+/// neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ForkPolicy {
+    /// The child gets a copy of its own: it takes time and memory in proportion to the heap in use,
+    /// and a child for which there is neither memory nor a descriptor ends at once.
+    ///
+    /// The copy of a heap that was [joined](HshmAllocBuilder::region) is joined with nobody.
+    Copy,
+    /// The child may use what it inherited in order to `exec` or to end, while its parent goes on
+    /// changing it. What the child writes does not reach the parent, its frees do nothing, and its
+    /// first allocation ends it, with a message and status 127. Forking then costs nothing.
+    Refuse,
+}
+
 /// The settings of a heap.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config {
     pub(crate) capacity: usize,
     pub(crate) backend: HeapBackend,
-    pub(crate) name: Label,
+    pub(crate) name: Label<LABEL>,
+    /// The heap to join; empty for none.
+    pub(crate) region: Label<REGION_NAME>,
+    /// `None` leaves it to what kind of heap it is.
+    pub(crate) fork: Option<ForkPolicy>,
     pub(crate) retain: usize,
     pub(crate) huge_pages: HugePages,
     pub(crate) thread_blocks: u32,
@@ -45,6 +71,8 @@ impl Config {
         capacity: 64 * GIB,
         backend: HeapBackend::Memfd,
         name: Label::new("hshm"),
+        region: Label::new(""),
+        fork: None,
         retain: 32 * MIB,
         huge_pages: HugePages::LargeHeaps,
         thread_blocks: 16 * 1024 - 1,
@@ -87,6 +115,22 @@ impl Config {
             }
             Some(_) => complain(c"HSHM_NAME", "1 to 32 bytes of text without a slash"),
         }
+        let mut buffer = [0; 32];
+        match os::getenv(c"HSHM_FORK", &mut buffer) {
+            None => {}
+            Some(b"copy") => self.fork = Some(ForkPolicy::Copy),
+            Some(b"refuse") => self.fork = Some(ForkPolicy::Refuse),
+            Some(_) => complain(c"HSHM_FORK", "copy or refuse"),
+        }
+        let mut buffer = [0; REGION_NAME + 1];
+        if let Some(name) = os::getenv(c"HSHM_REGION", &mut buffer) {
+            self.region = match core::str::from_utf8(name) {
+                Ok(name) if !name.is_empty() && name.len() <= REGION_NAME => Label::new(name),
+                // No name at all, which is found out where it is used: going on alone would be
+                // something else than what was asked for.
+                _ => Label::new("/"),
+            };
+        }
         self.thread_blocks = self.thread_blocks.clamp(1, 16 * 1024 - 1);
         self.capacity = self.capacity.clamp(MINIMUM_CAPACITY, MAXIMUM_CAPACITY);
         self
@@ -95,20 +139,22 @@ impl Config {
 
 /// Most bytes of a segment's label.
 const LABEL: usize = 32;
+/// Most bytes of the name of a heap to join.
+const REGION_NAME: usize = 100;
 
-/// A segment's label, held in place: settings must not point anywhere.
+/// A short text, held in place: settings must not point anywhere.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Label {
-    bytes: [u8; LABEL],
+pub(crate) struct Label<const N: usize> {
+    bytes: [u8; N],
     len: usize,
 }
 
-impl Label {
+impl<const N: usize> Label<N> {
     /// As much of `text` as fits.
-    const fn new(text: &str) -> Label {
-        let mut bytes = [0; LABEL];
+    const fn new(text: &str) -> Self {
+        let mut bytes = [0; N];
         let mut len = 0;
-        while len < LABEL && len < text.len() {
+        while len < N && len < text.len() {
             bytes[len] = text.as_bytes()[len];
             len += 1;
         }
@@ -201,6 +247,41 @@ impl HshmAllocBuilder {
         self.config.name = Label::new(name);
         self
     }
+    /// Joins the heap of this name: a POSIX shared-memory object, which the first program that asks
+    /// for it makes, and which goes with the last one. All programs that join allocate from the same
+    /// region, at the same addresses, and may free each other's blocks. `name` is as
+    /// [`PosixShmMmap`](crate::PosixShmMmap) takes names, of at most 100 bytes.
+    ///
+    /// - What a program allocated goes with it, however it ends, unless it was handed over
+    ///   ([`HshmAlloc::transfer`](crate::HshmAlloc::transfer)). The others take it back when they
+    ///   need memory, or by [`HshmAlloc::reap`](crate::HshmAlloc::reap).
+    /// - The heap is the one region, and does not grow by others: when it is full, allocations fail.
+    ///   [`capacity`](Self::capacity) counts for whoever makes it. A program can also join a
+    ///   [`SharedHeap`](crate::SharedHeap), whose name then stays.
+    /// - A program that cannot join ends before it has begun, with a message and status 127:
+    ///   because the heap's addresses are taken, the object is another user's or open to others, was
+    ///   made by another version, is full of processes, or there is no memory.
+    /// - Forked children: [`ForkPolicy::Refuse`] unless [`fork`](Self::fork) says otherwise. Programs
+    ///   that are started join like any other.
+    ///
+    /// ```
+    /// use hshm::HshmAlloc;
+    ///
+    /// #[global_allocator]
+    /// static A: HshmAlloc = HshmAlloc::builder().region("hshm-doc-orders").build();
+    /// # fn main() {}
+    /// ```
+    pub const fn region(mut self, name: &str) -> Self {
+        // A name that is cut would be another one.
+        self.config.region = Label::new(if name.len() > REGION_NAME { "/" } else { name });
+        self
+    }
+    /// What a forked child gets. Default: a copy of a heap of its parent's own, nothing of a
+    /// [joined](Self::region) one.
+    pub const fn fork(mut self, policy: ForkPolicy) -> Self {
+        self.config.fork = Some(policy);
+        self
+    }
     /// Bytes of free memory that stay resident for reuse.
     pub const fn retain(mut self, bytes: usize) -> Self {
         self.config.retain = bytes;
@@ -233,10 +314,10 @@ mod tests {
 
     #[test]
     fn labels_are_cut_at_characters() {
-        assert_eq!(Label::new("hshm").as_str(), "hshm");
+        assert_eq!(Label::<32>::new("hshm").as_str(), "hshm");
         let long = "a".repeat(31) + "\u{e4}";
-        assert_eq!(Label::new(&long).as_str(), "a".repeat(31));
-        assert_eq!(Label::new("").as_str(), "");
+        assert_eq!(Label::<32>::new(&long).as_str(), "a".repeat(31));
+        assert_eq!(Label::<32>::new("").as_str(), "");
     }
 
     #[test]

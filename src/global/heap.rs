@@ -19,7 +19,7 @@ use core::ptr;
 use super::cache::{Body, FirstRegion, MAX_REGIONS, Member, Phase, ThreadCache};
 use super::config::{Config, HeapBackend, MINIMUM_CAPACITY};
 use super::grow::add_unless_grown;
-use super::{fork, slow, tls};
+use super::{fork, join, slow, tls};
 use crate::base::units::{CHUNK, GIB, GRANULE, KIB, MIB};
 use crate::base::{Error, Result, align_up};
 use crate::heap::layout::{MAX_THREAD_BLOCKS, ProcessSlot, RegionHeap, TableSizes};
@@ -60,6 +60,10 @@ pub(crate) struct Heap {
     exit_key: UnsafeCell<Option<os::ExitKey>>,
     /// Why the heap is private, if it is.
     unshared: UnsafeCell<Error>,
+    /// 1 in a heap that other programs have, too; see `join`.
+    joined: AtomicU32,
+    /// 1 in a forked child that has no heap of its own; see `fork`.
+    refused: AtomicU32,
 }
 
 // SAFETY: `parts` below `count` never change after the release store of `count`; everything else
@@ -80,6 +84,8 @@ pub(crate) static HEAP: Heap = Heap {
     meta: UnsafeCell::new((0, 0)),
     exit_key: UnsafeCell::new(None),
     unshared: UnsafeCell::new(Error::NotShared),
+    joined: AtomicU32::new(0),
+    refused: AtomicU32::new(0),
 };
 
 /// Later regions are up to this large where the capacity is less.
@@ -139,6 +145,34 @@ impl Heap {
         unsafe { *self.unshared.get() }
     }
 
+    /// Whether the heap has, or had when this process was forked, other programs' blocks in it.
+    #[inline]
+    pub(crate) fn is_joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed) == 1
+    }
+    /// Whether this is a forked child that must not use the heap.
+    #[inline]
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) == 1
+    }
+    /// In a forked child: from now on it must not use the heap.
+    pub(crate) fn refuse(&self) {
+        self.refused.store(1, Ordering::Relaxed);
+        // SAFETY: the child's one thread's own cache, which nothing else refers to now.
+        unsafe { (*tls::get()).give_up() };
+    }
+    /// Ends a forked child that was about to use the heap all the same.
+    #[cold]
+    fn end_if_refused(&self) {
+        if self.is_refused() {
+            os::write_stderr(
+                b"hshm: a forked child has no heap of its own here (HSHM_FORK=copy gives it one) \
+                and ends\n",
+            );
+            os::end_process();
+        }
+    }
+
     /// Makes the heap on the first call. False where no region of any kind can be had.
     pub(crate) fn ensure(&self, config: &Config) -> bool {
         if self.ready.load(Ordering::Acquire) == 1 {
@@ -191,17 +225,31 @@ impl Heap {
         let usual = config.capacity.saturating_mul(1 << (index / 4)).min(LARGEST_GROWN);
         let usual = usual.max(config.capacity);
         let capacity = usual.max(wanted).min(room.max(minimum)) & !(GRANULE - 1);
-        // SAFETY: the lock is held.
-        let why = unsafe { &mut *self.unshared.get() };
-        let region = make_region(&config, capacity, minimum, why)?;
-        let processes = if region.is_shared() { 256 } else { 1 };
-        let sizes = TableSizes { processes, thread_blocks: MAX_THREAD_BLOCKS, keepers: false };
-        let mut heap = RegionHeap::create(region, sizes)?;
-        heap.set_huge(config.huge_pages);
         // One block more than threads may have: the shared heap's.
         let max_blocks = config.thread_blocks + 1;
-        let joining = Joining { max_bytes: 0, max_blocks, watched: false };
-        let process = heap.register(joining)?;
+        let global = index as u32 + 1;
+        let joining = Joining { max_bytes: 0, max_blocks, watched: false, global };
+        let (mut heap, process) = if config.region.as_str().is_empty() {
+            // SAFETY: the lock is held.
+            let why = unsafe { &mut *self.unshared.get() };
+            let region = make_region(&config, capacity, minimum, why)?;
+            let sizes = TableSizes {
+                processes: if region.is_shared() { 256 } else { 1 },
+                thread_blocks: MAX_THREAD_BLOCKS,
+                keepers: false,
+                temporary: false,
+            };
+            let mut heap = RegionHeap::create(region, sizes)?;
+            let process = heap.register(joining)?;
+            (heap, process)
+        } else if index == 0 {
+            self.joined.store(1, Ordering::Relaxed);
+            join::join_or_end(config.region.as_str(), capacity, minimum, joining)
+        } else {
+            // What others are to find must be where they look.
+            return Err(Error::OutOfMemory { requested: size, available: 0 });
+        };
+        heap.set_huge(config.huge_pages);
         heap.set_retained(process, config.retain);
         heap.region().leak();
         let shared_lock = RawLock::new();
@@ -259,6 +307,7 @@ impl Heap {
             let body = *pool;
             if !body.is_null() {
                 *pool = (*body).next;
+                (*body).pooled = false;
                 self.set_idle(body, 0);
                 return body;
             }
@@ -270,7 +319,7 @@ impl Heap {
             let (member, body) = (member.cast::<Member>(), body.cast::<Body>());
             // Only here, under the lock, does the list change.
             let next = self.members.load(Ordering::Relaxed);
-            member.write(Member { visits: Visits::new(), next });
+            member.write(Member { visits: Visits::new(), body, next });
             Body::init(body, member);
             // Before the body's thread comes to the gate: a swap, which no later load passes.
             self.members.swap(member, Ordering::SeqCst);
@@ -287,6 +336,7 @@ impl Heap {
         if cache.phase == Phase::Live {
             self.gate.enter(cache.visits())
         } else {
+            self.end_if_refused();
             self.gate.enter_stray()
         }
     }
@@ -296,22 +346,53 @@ impl Heap {
     ///
     /// The calling thread must not allocate or free meanwhile.
     pub(crate) fn stand_still(&self) {
+        self.end_if_refused();
         // SAFETY: the pointer is to this thread's cache.
         let cache = unsafe { &*tls::get() };
         let own: *const Visits =
             if cache.phase == Phase::Live { cache.visits() } else { ptr::null() };
         self.gate.close(os::barrier_everywhere, || {
-            let mut next = self.members.load(Ordering::SeqCst).cast_const();
-            core::iter::from_fn(move || {
-                // SAFETY: null, or a member, which lives for ever and does not change its place.
-                let member: &'static Member = unsafe { next.as_ref() }?;
-                next = member.next;
-                Some(&member.visits)
-            })
             // A fork by a signal handler that interrupted the engine would wait for itself.
-            .filter(move |&visits| !ptr::eq(visits, own))
+            self.members().map(|member| &member.visits).filter(move |&v| !ptr::eq(v, own))
         });
         self.lock.lock_raw();
+    }
+
+    /// The members of all bodies there ever were.
+    fn members(&self) -> impl Iterator<Item = &'static Member> {
+        let mut next = self.members.load(Ordering::SeqCst).cast_const();
+        core::iter::from_fn(move || {
+            // SAFETY: null, or a member, which lives for ever and does not change its place.
+            let member: &'static Member = unsafe { next.as_ref() }?;
+            next = member.next;
+            Some(member)
+        })
+    }
+
+    /// In a forked child, before anybody goes on: what other threads used is nobody's now.
+    ///
+    /// Their heaps go to the pool, for the child's own threads. A heap changes on visits only, so
+    /// that it is whole. What their caches and their kept runs hold stays in use: those change at any
+    /// instruction, and what the fork caught of them cannot be trusted.
+    ///
+    /// A visitor that was just finding the gate closed counts as inside, and is not there to go.
+    pub(crate) fn adopt_orphans(&self) {
+        // SAFETY: the pointer is to this thread's cache.
+        let cache = unsafe { &*tls::get() };
+        let own: *const Visits =
+            if cache.phase == Phase::Live { cache.visits() } else { ptr::null() };
+        self.gate.forget_strays();
+        for member in self.members().filter(|member| !ptr::eq(&member.visits, own)) {
+            member.visits.forget();
+            // SAFETY: the lock is held (since before the fork), and the body is in the pool or its
+            // thread's, which is not there any more.
+            unsafe {
+                if !(*member.body).pooled {
+                    (*member.body).forget_runs();
+                    self.pool_locked(member.body);
+                }
+            }
+        }
     }
 
     /// Ends what [`stand_still`](Heap::stand_still) began.
@@ -323,8 +404,16 @@ impl Heap {
     fn pool_body(&self, body: *mut Body) {
         let _guard = self.lock.lock();
         // SAFETY: the lock is held, and the body's thread has let go of it.
+        unsafe { self.pool_locked(body) };
+    }
+
+    /// # Safety
+    /// The lock is held; the body is nobody's and not in the pool.
+    unsafe fn pool_locked(&self, body: *mut Body) {
+        // SAFETY: the caller's.
         unsafe {
             self.set_idle(body, 1);
+            (*body).pooled = true;
             (*body).next = *self.pool.get();
             *self.pool.get() = body;
         }
@@ -380,6 +469,7 @@ impl Heap {
             Phase::Live => cache,
             Phase::Ended => ptr::null_mut(),
             Phase::New => {
+                self.end_if_refused();
                 if !self.ensure(config) {
                     return ptr::null_mut();
                 }
@@ -399,7 +489,7 @@ impl Heap {
                 };
                 // First the cache, then the key: setting the key may allocate.
                 // SAFETY: this thread's cache, and a body that was just taken for it.
-                unsafe { (*cache).attach(body, first) };
+                unsafe { (*cache).attach(body, first, self.is_joined()) };
                 // SAFETY: written once under the lock, before `ready`.
                 if let Some(key) = unsafe { (*self.exit_key.get()).as_ref() } {
                     // Without it the body merely stays with its thread for good.

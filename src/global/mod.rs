@@ -18,9 +18,12 @@ mod adapter;
 pub mod c_api;
 mod cache;
 mod config;
+mod exit;
+mod find;
 mod fork;
 mod grow;
 mod heap;
+mod join;
 mod share;
 mod slow;
 mod stats;
@@ -31,12 +34,13 @@ use core::alloc::{GlobalAlloc, Layout};
 use self::cache::{MAX_REGIONS, rounded};
 use self::config::Config;
 use self::heap::HEAP;
+use crate::alloc::Owner;
 use crate::base::Result;
 use crate::base::classes::MAX_SMALL;
 use crate::heap::{Fault, HeapReport};
 use crate::region::Region;
 
-pub use config::{HeapBackend, HshmAllocBuilder};
+pub use config::{ForkPolicy, HeapBackend, HshmAllocBuilder};
 pub use share::{AttachedHeap, HeapToken};
 pub use stats::HeapStats;
 
@@ -88,6 +92,32 @@ impl HshmAlloc {
     /// Gives what is free back to the system: this thread's cache, empty slabs, free pages.
     pub fn trim(&self) {
         slow::trim();
+    }
+    /// Hands a block of this heap over, where other programs [joined](HshmAllocBuilder::region) it:
+    /// to nobody, or to this program. What is nobody's stays when its maker goes; what this program
+    /// took over goes with this program. See [`ThreadLocalAllocator::transfer`].
+    ///
+    /// [`ThreadLocalAllocator::transfer`]: crate::ThreadLocalAllocator::transfer
+    ///
+    /// # Errors
+    /// [`Error::NotInAnyRegion`](crate::Error::NotInAnyRegion) and
+    /// [`Error::NotABlock`](crate::Error::NotABlock) for an address that is no block of this heap,
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for a block of less than 32 bytes and in a
+    /// heap that nobody can join.
+    ///
+    /// # Safety
+    /// `block` is the start of a block that is in use. It belongs to this program, or to nobody while
+    /// no other program takes it.
+    pub unsafe fn transfer(&self, block: *const u8, to: Owner) -> Result<()> {
+        share::transfer(block.addr(), to)
+    }
+    /// Reclaims what programs owned that have died since somebody looked, in a heap that others
+    /// [joined](HshmAllocBuilder::region). Returns how many they were.
+    ///
+    /// Nobody needs to call this: whoever needs more memory looks, at most ten times a second, and
+    /// always before a request fails.
+    pub fn reap(&self) -> usize {
+        slow::reap()
     }
     /// Walks every invariant of the heap's regions, oldest first; see [`HeapReport`]. Blocks in
     /// threads' caches count as in use.

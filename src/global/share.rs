@@ -18,8 +18,11 @@ use core::fmt;
 use core::str::FromStr;
 
 use super::cache::MAX_REGIONS;
+use super::find;
 use super::heap::{HEAP, Part};
+use crate::alloc::Owner;
 use crate::base::{AllocatorId, Error, Result};
+use crate::heap::keeper::Keeper;
 use crate::heap::layout::RegionHeap;
 use crate::ptr::{ShmPtr, ShmSafe};
 use crate::region::{Region, RegionOptions, ShareToken};
@@ -43,10 +46,49 @@ impl HeapToken {
         let regions = regions?;
         if regions.is_empty() { Err(Error::NotFound) } else { Ok(HeapToken { regions }) }
     }
+    /// The token of another process's heap, by the process's id. Only what it has open is looked at,
+    /// and only files that attaching would accept: its user's, and nobody else's.
+    ///
+    /// Which of its regions are its heap is the process's own word, as all that is in them is. As
+    /// with any token, regions that it adds later are not named.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is no such process, [`Error::PermissionDenied`] where this one
+    /// may not look at it, [`Error::NotShared`] where it has no heap that can be shared,
+    /// [`Error::Incompatible`] where that is another version's.
+    ///
+    /// ```
+    /// use hshm::{AttachedHeap, HeapToken, HshmAlloc, RegionOptions};
+    ///
+    /// #[global_allocator]
+    /// static A: HshmAlloc = HshmAlloc::new();
+    ///
+    /// let pid = std::process::id();
+    /// let token = HeapToken::of_process(pid)?;
+    /// assert_eq!(token, A.share()?);
+    /// let heap = AttachedHeap::attach(&token, &RegionOptions::new().read_only(true))?;
+    /// # Ok::<(), hshm::Error>(())
+    /// ```
+    pub fn of_process(pid: u32) -> Result<HeapToken> {
+        find::heap_of(pid).map(|regions| HeapToken { regions })
+    }
     /// The regions' tokens, oldest first.
     pub fn regions(&self) -> &[ShareToken] {
         &self.regions
     }
+}
+
+/// Hands over the block at an address.
+pub(super) fn transfer(address: usize, to: Owner) -> Result<()> {
+    let (_, part, offset) = HEAP.find(address).ok_or(Error::NotInAnyRegion { address })?;
+    let block = part.heap.find_block(offset)?;
+    part.heap.check_live(block)?;
+    let keeper = match to {
+        Owner::Nobody => Keeper::Nobody,
+        Owner::ThisProcess => Keeper::Process(part.process),
+    };
+    let _visit = HEAP.visit();
+    part.heap.set_keeper(offset, block, keeper)
 }
 
 impl fmt::Display for HeapToken {

@@ -138,26 +138,52 @@ pub(crate) unsafe fn overflow(block: *mut u8, offset: usize) {
     // There is a heap, or there would be no block: its settings stand.
     let cache = HEAP.thread_cache(&Config::DEFAULT);
     if cache.is_null() {
-        flush(None, class, &[block]);
+        if !HEAP.is_refused() {
+            flush(None, class, &[block]);
+        }
         return;
     }
     // SAFETY: the calling thread's own cache, which nothing else refers to now.
     let cache = unsafe { &mut *cache };
+    if cache.closed {
+        return free_joined(cache, class, block);
+    }
     let room = cache.room(class);
     if cache.len(class) == room {
         if room == 0 && sent_home(cache, class, block) {
             return;
         }
         if !cache.widen(class) {
-            let count = room.div_ceil(2);
-            let slots = cache.slots(class, count);
-            // SAFETY: the bin holds `room` blocks, and the flush does not touch the cache's slots.
-            flush(Some(cache), class, unsafe { &*slots });
-            cache.drop_oldest(class, count);
+            flush_oldest(cache, class, room);
         }
     }
     // SAFETY: there is room now.
     unsafe { super::cache::push(cache, offset, block) };
+}
+
+/// Frees in a heap that was joined: keeps the process's own blocks, and returns others at once.
+fn free_joined(cache: &mut ThreadCache, class: ClassId, block: *mut u8) {
+    let Some((_, part, offset)) = HEAP.find(block.addr()) else { return refuse() };
+    if !part.heap.is_plainly_of(offset, part.process) {
+        return flush(Some(cache), class, &[block]);
+    }
+    if cache.room(class) == 0 {
+        cache.set_room(class, 1);
+    }
+    let room = cache.room(class);
+    if cache.len(class) == room {
+        flush_oldest(cache, class, room);
+    }
+    cache.put(class, block);
+}
+
+/// Sends the older half of a full bin back.
+fn flush_oldest(cache: &mut ThreadCache, class: ClassId, room: usize) {
+    let count = room.div_ceil(2);
+    let slots = cache.slots(class, count);
+    // SAFETY: the bin holds `room` blocks, and the flush does not touch the cache's slots.
+    flush(Some(cache), class, unsafe { &*slots });
+    cache.drop_oldest(class, count);
 }
 
 /// Sends a block back to the heap it came from, where the thread has no room for its class yet and
@@ -447,6 +473,12 @@ pub(crate) fn trim() {
     }
 }
 
+/// Takes back what processes that died had in the heap's regions; how many they were.
+pub(crate) fn reap() -> usize {
+    let _visit = HEAP.visit();
+    HEAP.parts().map(|part| part.heap.reap(part.process).processes).sum()
+}
+
 /// Gives the runs that a cache keeps back.
 fn drop_runs(cache: &mut ThreadCache) {
     while let Some(run) = cache.runs.take_longest() {
@@ -483,7 +515,10 @@ pub(crate) fn allocate_large(
     let cache = HEAP.thread_cache(config);
     // A new region must have room to align the block in.
     let needed = size.saturating_add(if align > GRANULE { align } else { 0 });
-    let take = |part: &Part, owner: BlockId| -> Result<(*mut u8, bool)> {
+    let take = |part: &Part, thread: &mut ThreadHeap| -> Result<(*mut u8, bool)> {
+        // Runs that other processes freed come back here; one look where there are none.
+        thread.collect(&part.heap);
+        let owner = thread.id();
         let (head, zeroed) = if is_run {
             part.heap.allocate_run(part.process, owner, size, align)?
         } else {
@@ -492,11 +527,11 @@ pub(crate) fn allocate_large(
         Ok((part.heap.granule_addr(head), zeroed))
     };
     let found = if cache.is_null() {
-        in_some_shared(config, needed, |part, heap| take(part, heap.id()))
+        in_some_shared(config, needed, take)
     } else {
         // SAFETY: the calling thread's own cache.
         let cache = unsafe { &mut *cache };
-        let found = in_some_region(cache, needed, |part, heap| take(part, heap.id()));
+        let found = in_some_region(cache, needed, take);
         if is_run && found.is_some() {
             cache.runs.note_resized(0, size.div_ceil(GRANULE));
         }
@@ -543,18 +578,27 @@ fn commit_kept(block: *mut u8, size: usize) -> bool {
 pub(crate) unsafe fn free_large(block: *mut u8) {
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return refuse() };
     let freed = match part.heap.find_block(offset) {
-        Ok(Block::Run { head, granules, .. }) => {
+        Ok(Block::Run { head, granules, owner }) => {
             // SAFETY: the calling thread's own cache, which nothing else refers to now.
             let cache = unsafe { &mut *tls::get() };
-            if cache.phase == Phase::Live {
+            let keep = !HEAP.is_joined() || part.heap.is_plainly_of(offset, part.process);
+            if cache.phase == Phase::Live && keep {
                 let run = KeptRun { block, committed: part.heap.committed(head) };
                 if cache.runs.keep(granules as usize, run) {
                     return;
                 }
             }
+            if HEAP.is_refused() {
+                return;
+            }
             let _visit = HEAP.visit();
-            part.heap.free_run(part.process, head)
+            if is_ours(part, owner) {
+                part.heap.free_run(part.process, head)
+            } else {
+                part.heap.return_foreign_run(head, owner)
+            }
         }
+        Ok(Block::Large { .. }) if HEAP.is_refused() => return,
         Ok(Block::Large { head }) => {
             let _visit = HEAP.visit();
             part.heap.free_large(part.process, head)
@@ -564,6 +608,11 @@ pub(crate) unsafe fn free_large(block: *mut u8) {
     if !freed {
         refuse();
     }
+}
+
+/// Whether this process may change a run of `owner`'s. In a heap that nobody joined all are.
+fn is_ours(part: &Part, owner: BlockId) -> bool {
+    !HEAP.is_joined() || part.heap.is_held_by(owner, part.process)
 }
 
 /// Reallocates when the block's class changes or it is not small.
@@ -609,7 +658,8 @@ fn resize_large(block: *mut u8, size: usize) -> bool {
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return false };
     match part.heap.find_block(offset) {
         Ok(Block::Run { head, granules, owner }) => {
-            let resized = part.heap.resize_run(part.process, owner, head, granules, size);
+            let resized = is_ours(part, owner)
+                && part.heap.resize_run(part.process, owner, head, granules, size);
             // SAFETY: the calling thread's own cache, which nothing else refers to now.
             let cache = unsafe { &mut *tls::get() };
             if resized && cache.phase == Phase::Live {

@@ -1,11 +1,11 @@
 //! How much the heap uses, on request and when the program ends.
-#![allow(unsafe_code)] // a function in .fini_array
 
 use super::heap::HEAP;
 use crate::os;
 use crate::sync::atomic::Ordering::Relaxed;
 
-/// How much a process's heap uses, in bytes unless it says otherwise.
+/// How much a process's heap uses, in bytes unless it says otherwise. Of a heap that was joined: how
+/// much of it is this process's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HeapStats {
@@ -33,7 +33,11 @@ impl HeapStats {
             stats.reserved += part.heap.region().len();
             stats.owned += process.owns() as usize;
             stats.slabs += slabs;
-            stats.large += part.heap.bytes_in_use().saturating_sub(slabs);
+            stats.large += match HEAP.is_joined() {
+                // The others' are not this process's.
+                true => process.in_runs.load(Relaxed) + process.large.load(Relaxed),
+                false => part.heap.bytes_in_use().saturating_sub(slabs) as u64,
+            } as usize;
             stats.refused_frees += part.heap.source().refused_frees.load(Relaxed);
         }
         stats
@@ -44,31 +48,26 @@ impl HeapStats {
     }
 }
 
-/// Runs when the program ends. Not by `atexit`, whose registration may allocate.
-#[used]
-#[cfg_attr(target_os = "linux", unsafe(link_section = ".fini_array"))]
-static AT_EXIT: extern "C" fn() = {
-    extern "C" fn at_exit() {
-        if HEAP.count() == 0 || !HEAP.config().stats_at_exit {
-            return;
-        }
-        let stats = HeapStats::of_this_process();
-        let mut line = os::Name::<256>::new();
-        let numbers = [
-            (&b"hshm: regions "[..], stats.regions),
-            (b", reserved ", stats.reserved),
-            (b", owned ", stats.owned),
-            (b", slabs ", stats.slabs),
-            (b", large ", stats.large),
-            (b", refused frees ", stats.refused_frees as usize),
-        ];
-        for (label, number) in numbers {
-            if line.push(label).and_then(|()| line.push_number(number as u64)).is_err() {
-                break;
-            }
-        }
-        let _ = line.push(b"\n");
-        os::write_stderr(line.as_bytes());
+/// Prints a line, where that was asked for.
+pub(super) fn print_at_exit() {
+    if HEAP.count() == 0 || !HEAP.config().stats_at_exit {
+        return;
     }
-    at_exit
-};
+    let stats = HeapStats::of_this_process();
+    let mut line = os::Name::<256>::new();
+    let numbers = [
+        (&b"hshm: regions "[..], stats.regions),
+        (b", reserved ", stats.reserved),
+        (b", owned ", stats.owned),
+        (b", slabs ", stats.slabs),
+        (b", large ", stats.large),
+        (b", refused frees ", stats.refused_frees as usize),
+    ];
+    for (label, number) in numbers {
+        if line.push(label).and_then(|()| line.push_number(number as u64)).is_err() {
+            break;
+        }
+    }
+    let _ = line.push(b"\n");
+    os::write_stderr(line.as_bytes());
+}

@@ -43,7 +43,7 @@ use crate::sync::shm_lock::{Holder, ShmGuard, ShmLock};
 /// "hshmheap"
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmheap");
 /// Changes whenever the meaning of any byte of the tables does.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// What the region header's `engine_kind` says of such a region.
 pub(crate) const ENGINE_KIND: u32 = 1;
 /// The same for a region with an in-band heap.
@@ -75,6 +75,8 @@ pub(crate) struct TableSizes {
     pub(crate) thread_blocks: u32,
     /// Whether blocks can change hands one by one; see `keeper`.
     pub(crate) keepers: bool,
+    /// Whether the region's name goes with the last process.
+    pub(crate) temporary: bool,
 }
 
 /// Bytes of data that share one keeper.
@@ -83,7 +85,12 @@ pub(crate) const KEEPERS_PER_GRANULE: usize = GRANULE / KEEPER_UNIT;
 
 impl Default for TableSizes {
     fn default() -> Self {
-        TableSizes { processes: 256, thread_blocks: MAX_THREAD_BLOCKS, keepers: true }
+        TableSizes {
+            processes: 256,
+            thread_blocks: MAX_THREAD_BLOCKS,
+            keepers: true,
+            temporary: false,
+        }
     }
 }
 
@@ -119,7 +126,9 @@ struct Fixed {
     zeroed: u64,
     /// 0 where there are none.
     keepers: u64,
-    _pad: [u64; 3],
+    /// 1 where the region's name goes with the last process.
+    temporary: u64,
+    _pad: [u64; 2],
 }
 
 /// The heap source's shared state; see `chunk`.
@@ -215,6 +224,7 @@ pub(crate) struct RegionHeap {
     block_count: u32,
     must_commit: bool,
     lazily_zero: bool,
+    temporary: bool,
     pub(super) huge: HugePages,
     /// The system has shown that it gives this memory no huge pages.
     pub(super) huge_refused: AtomicBool,
@@ -294,7 +304,8 @@ impl RegionHeap {
                 bit_areas: tables.bit_areas,
                 zeroed: region.known_zero() as u64,
                 keepers: tables.keepers,
-                _pad: [0; 3],
+                temporary: sizes.temporary as u64,
+                _pad: [0; 2],
             };
             header.write(HeapHeader {
                 fixed,
@@ -402,6 +413,7 @@ impl RegionHeap {
             block_count: blocks,
             must_commit: region.must_commit(),
             lazily_zero: header.zeroed == 1,
+            temporary: header.temporary == 1,
             huge: HugePages::LargeHeaps,
             huge_refused: AtomicBool::new(false),
             short: AtomicBool::new(false),
@@ -614,6 +626,10 @@ impl RegionHeap {
             self.short.store(false, Ordering::Relaxed);
         }
     }
+    /// Whether the region's name is to go with the last process.
+    pub(crate) fn is_temporary(&self) -> bool {
+        self.temporary
+    }
     /// Takes the source's lock. If its holder is dead, what it protects is put right first.
     #[inline]
     pub(crate) fn lock_source(&self) -> ShmGuard<'_> {
@@ -688,6 +704,9 @@ impl RegionHeap {
         block.lock.reset();
         block.pid.store(pid, Ordering::Relaxed);
         block.start_time.store(started, Ordering::Relaxed);
+        block.namespace.store(os::pid_namespace(), Ordering::Relaxed);
+        // The byte that the parent has locked is one of the parent's file.
+        block.watched.store(0, Ordering::Relaxed);
     }
     /// Gives the memory of free granules back to the system; true where they are zero afterwards.
     ///

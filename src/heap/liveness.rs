@@ -25,7 +25,8 @@
 //! Regions of private memory have no other processes, and none of this.
 
 use super::layout::{ProcessSlot, RegionHeap};
-use super::process::{SLOT_CLAIMED, SLOT_DYING, SLOT_FREE, SLOT_LIVE, SLOT_OTHERS, SLOT_UNWATCHED};
+use super::process::{LEAVING, SLOT_OTHERS, SLOT_UNWATCHED};
+use super::process::{ProcessBlock, SLOT_CLAIMED, SLOT_DYING, SLOT_FREE, SLOT_LIVE};
 use crate::base::{Error, Result};
 use crate::os::{self, ByteLock, Presence};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
@@ -62,7 +63,7 @@ impl Own {
 }
 
 /// What a process wants when it joins.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Joining {
     /// Most bytes of chunks it may own; 0 is no limit.
     pub(crate) max_bytes: u64,
@@ -70,6 +71,8 @@ pub(crate) struct Joining {
     pub(crate) max_blocks: u32,
     /// Whether others must be able to tell when it dies.
     pub(crate) watched: bool,
+    /// Which region of the process's global heap it is, from 1 on; 0 for none.
+    pub(crate) global: u32,
 }
 
 /// What a process writes down about itself, for those who see the same process table.
@@ -117,7 +120,7 @@ impl RegionHeap {
             result => result,
         }?;
         if let Err(error) = self.check_locks() {
-            self.leave_slot(slot);
+            self.unregister(slot);
             return Err(error);
         }
         Ok(slot)
@@ -159,6 +162,7 @@ impl RegionHeap {
         block.start_time.store(own.start_time, Relaxed);
         block.namespace.store(own.namespace, Relaxed);
         block.watched.store(lock.is_some() as u32, Relaxed);
+        block.global.store(joining.global, Relaxed);
         block.open_account(joining.max_bytes, joining.max_blocks);
         let number = self.fresh_number();
         block.number.store(number, Relaxed);
@@ -192,15 +196,13 @@ impl RegionHeap {
     /// them. Whether that made a difference.
     fn visit_and_reap(&mut self) -> bool {
         let visitor = self.visitor();
-        let joining = Joining { max_bytes: 0, max_blocks: 0, watched: true };
+        let joining = Joining { watched: true, ..Joining::default() };
         if self.region().own_fd().is_none() || self.claim_slot(visitor, joining).is_err() {
             return false;
         }
         let watched = self.own.lock.is_some() && self.check_locks().is_ok();
         let reaped = watched && self.reap(visitor).processes > 0;
-        self.leave_slot(visitor);
-        self.own.number.store(0, Relaxed);
-        self.own.lock = None;
+        self.unregister(visitor);
         reaped
     }
 
@@ -274,6 +276,49 @@ impl RegionHeap {
                     && block.state.load(Relaxed) != SLOT_FREE
                     && !self.is_left_behind(slot)
             })
+    }
+
+    /// Gives a slot back that this process has just got, and in which it has nothing.
+    pub(crate) fn unregister(&mut self, slot: ProcessSlot) {
+        self.leave_slot(slot);
+        self.own.number.store(0, Relaxed);
+        self.own.lock = None;
+    }
+
+    /// This process is about to end. Whether no other has a slot that lives and is not about to end.
+    ///
+    /// Under the reaper's lock, and holds as long as that does: whoever joins later takes it before it
+    /// relies on the region.
+    pub(crate) fn is_last(&self, own: ProcessSlot) -> bool {
+        let mine = self.process(own);
+        // Of several that end at once, one is the last.
+        mine.global.store(LEAVING, Relaxed);
+        (0..=self.visitor().0).map(ProcessSlot).all(|slot| {
+            let block = self.process(slot);
+            let same = |word: fn(&ProcessBlock) -> u64| word(block) == word(mine);
+            // A process may have joined more than once.
+            let is_own = same(|block| block.pid.load(Relaxed).into())
+                && same(|block| block.start_time.load(Relaxed))
+                && same(|block| block.namespace.load(Relaxed));
+            slot == self.estate()
+                || block.state.load(Ordering::SeqCst) == SLOT_FREE
+                || block.global.load(Relaxed) == LEAVING
+                || is_own
+                || self.is_left_behind(slot)
+        })
+    }
+
+    /// The part that the process `pid`, as its own pid namespace numbers it, says this region is of
+    /// its global heap, from 1 on.
+    pub(crate) fn global_part_of(&self, pid: u32, started: u64) -> Option<u32> {
+        (0..self.process_slots()).map(ProcessSlot).find_map(|slot| {
+            let block = self.process(slot);
+            let part = block.global.load(Relaxed);
+            let its = block.state.load(Ordering::Acquire) == SLOT_LIVE
+                && block.pid.load(Relaxed) == pid
+                && [0, started].contains(&block.start_time.load(Relaxed));
+            (its && part != 0 && part != LEAVING).then_some(part)
+        })
     }
 
     /// In a forked child's copy of the region: nobody but the child will ever change what the

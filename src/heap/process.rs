@@ -44,6 +44,8 @@ pub(crate) const SLOT_LIVE: u32 = 2;
 pub(crate) const SLOT_UNWATCHED: u32 = 3;
 /// A dead process whose things are being taken apart.
 pub(crate) const SLOT_DYING: u32 = 4;
+/// In `ProcessBlock::global`: the process ends, and needs the region's name no more.
+pub(crate) const LEAVING: u32 = u32::MAX;
 /// In a forked child's copy of a region: what other processes own there. Never taken apart.
 pub(crate) const SLOT_OTHERS: u32 = 5;
 
@@ -69,7 +71,10 @@ pub(crate) struct ProcessBlock {
     pub(crate) watched: AtomicU32,
     /// Bytes of chunks in large blocks. Changed by anybody, under the source's lock.
     pub(crate) large: AtomicU64,
-    _pad: AtomicU64,
+    /// Which region of its process's global heap this is, from 1 on; 0 where it is none,
+    /// [`LEAVING`] where the process is about to end.
+    pub(crate) global: AtomicU32,
+    _pad: AtomicU32,
     pub(crate) lock: ShmLock,
     lists: [AtomicU32; LISTS],
     empty_chunks: AtomicU32,
@@ -533,7 +538,7 @@ mod tests {
         let _first = RegionHeap::create(region, TableSizes::default()).unwrap();
         let region = Region::attach_token(&token, &RegionOptions::new()).unwrap();
         let mut heap = RegionHeap::attach(region).unwrap();
-        let joining = Joining { max_bytes: 0, max_blocks: 4, watched: false };
+        let joining = Joining { max_blocks: 4, ..Joining::default() };
         let process = heap.register(joining).unwrap();
         let run = heap.take_run(process, 4, 1).unwrap();
         let (chunk, _) = RegionHeap::chunk_of(run.first);

@@ -78,8 +78,20 @@ pub(crate) enum Block {
 }
 
 impl RegionHeap {
-    /// Takes a thread block of the region for `process`.
+    /// Takes a thread block of the region for `process`; where there is none, after a look for those
+    /// of dead processes.
+    ///
+    /// The caller holds no lock of the region.
     pub(crate) fn take_block(&self, process: ProcessSlot) -> Result<BlockId> {
+        match self.take_free_block(process) {
+            Err(Error::TableFull { .. }) if self.reap(process).processes > 0 => {
+                self.take_free_block(process)
+            }
+            result => result,
+        }
+    }
+
+    fn take_free_block(&self, process: ProcessSlot) -> Result<BlockId> {
         let owner = self.process(process);
         let full = Error::TableFull { slots: owner.max_blocks.load(Relaxed) as usize };
         if owner.blocks.fetch_add(1, Relaxed) >= owner.max_blocks.load(Relaxed) {
@@ -349,6 +361,22 @@ impl RegionHeap {
     pub(crate) fn owner_of(&self, offset: usize) -> BlockId {
         let granule = (offset / GRANULE).min(self.granules() as usize - 1);
         self.entry(GranuleIdx(granule as u32)).owner()
+    }
+
+    /// Whether the thread block `id` is `process`'s.
+    #[inline]
+    pub(crate) fn is_held_by(&self, id: BlockId, process: ProcessSlot) -> bool {
+        self.block(id).holder.load(Relaxed) == process.0 + 1
+    }
+
+    /// Whether the block at `offset` is `process`'s own, and was not handed over nor are others of its
+    /// slab: nobody but the process itself can come to free it.
+    #[inline]
+    pub(crate) fn is_plainly_of(&self, offset: usize, process: ProcessSlot) -> bool {
+        let granule = (offset / GRANULE).min(self.granules() as usize - 1) as u32;
+        let entry = self.entry(GranuleIdx(granule));
+        let head = GranuleIdx(granule.saturating_sub(entry.distance()));
+        self.is_held_by(entry.owner(), process) && !self.desc(head).is_kept()
     }
 
     /// Makes a run hold `size` bytes where it lies; false where that cannot be.

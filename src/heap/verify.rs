@@ -10,7 +10,7 @@ use core::fmt;
 use super::chunk::Use;
 use super::granule::{GranuleIdx, Kind};
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
-use super::process::{MAX_RUN, SLOT_LIVE};
+use super::process::{MAX_RUN, SLOT_LIVE, SLOT_OTHERS};
 use super::slab::{Listing, Slab};
 use super::thread::ThreadHeap;
 use crate::base::classes::{CLASSES, ClassId};
@@ -155,8 +155,9 @@ fn walk_chunk(heap: &RegionHeap, chunk: ChunkIdx, report: &mut HeapReport) -> Re
         Use::Pages(slot) => {
             ensure!(!recycled, "used chunk among the recycled ones", at);
             ensure!(slot.0 <= heap.estate().0, "owner of a chunk", at);
+            let state = heap.process(slot).state.load(Relaxed);
             ensure!(
-                heap.process(slot).state.load(Relaxed) == SLOT_LIVE,
+                [SLOT_LIVE, SLOT_OTHERS].contains(&state),
                 "owner of a chunk is no process",
                 at
             );

@@ -29,6 +29,22 @@ impl Region {
         Ok(copy)
     }
 
+    /// In a forked child that gets no copy: what it stores in the region from now on is its own, or a
+    /// fault, where that cannot be had.
+    ///
+    /// # Safety
+    /// The process has one thread.
+    pub(crate) unsafe fn leave_to_parent(&self) -> Result<()> {
+        let (base, len) = (self.base().addr(), self.len());
+        // SAFETY: the range is this region's mapping of this file; a store is nobody else's business.
+        let own = self
+            .own_fd()
+            .ok_or(Error::NotFound)
+            .and_then(|fd| os::with_fd(fd, |fd| unsafe { os::map_copy_on_write(fd, base, len) }));
+        // SAFETY: as above; who stores is told by the fault.
+        own.or_else(|_| unsafe { os::forbid_stores(base, len) })
+    }
+
     /// In a forked child: puts `copy` in the place of the segment that is shared with the parent,
     /// under a new id. Without a copy the child ends: it must not run on in the parent's memory.
     ///

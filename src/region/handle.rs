@@ -6,7 +6,7 @@ use core::fmt;
 use super::header::{HEADER_LEN, Header};
 use super::make::{self, Names};
 use super::registry::{self, RecordIndex};
-use super::{Backend, BackendKind, PosixMmap, RegionOptions, ShareToken};
+use super::{Backend, BackendKind, FileId, PosixMmap, RegionOptions, ShareToken};
 use crate::base::units::GRANULE;
 use crate::base::{AllocatorId, Error, Result};
 use crate::os;
@@ -256,6 +256,13 @@ impl Region {
     /// region: one that no other region of the same file has.
     pub(crate) fn lock_byte(&self, index: u32) -> u64 {
         registry::entry(self.record).file_at / GRANULE as u64 * 2048 + u64::from(index)
+    }
+
+    /// Which file the segment is, and how many names it has; `None` where the program has closed
+    /// its descriptor.
+    pub(crate) fn file(&self) -> Option<(FileId, u64)> {
+        let info = os::with_fd(self.own_fd()?, os::stat).ok()?;
+        Some((FileId::of(&info), info.links))
     }
 
     /// The address of a range that lies within the region.

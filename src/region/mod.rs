@@ -42,6 +42,7 @@ pub use backend::{Backend, BackendKind};
 pub(crate) use handle::ENGINE_MAKING;
 pub use handle::Region;
 pub use memfd::MemfdBackend;
+pub(crate) use named::FileId;
 pub use named::{FileBackend, PosixShmMmap};
 pub use options::RegionOptions;
 pub use private::{ArrayBackend, MallocBackend, PosixMmap};

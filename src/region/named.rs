@@ -3,7 +3,7 @@
 use super::make::{self, Names};
 use super::{Backend, BackendKind, Region, RegionOptions};
 use crate::base::{Error, Result};
-use crate::os::{self, Fd, Open, PathName, ShortName};
+use crate::os::{self, ByteLock, Fd, FileInfo, Open, PathName, ShortName};
 
 /// A name that was made just now, and is removed again unless the creation succeeds.
 struct NewName<F: FnMut() -> Result<()>> {
@@ -37,7 +37,11 @@ fn create_named(
 
 /// Marks a segment as destroyed and removes its name. What is not a region is left alone; one that
 /// its creator never finished, or that is damaged, is removed.
-fn destroy_named(fd: &Fd, remove: impl FnOnce() -> Result<()>) -> Result<()> {
+fn destroy_named(
+    fd: &Fd,
+    open: impl Fn() -> Result<Fd>,
+    remove: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     match make::inspect(fd, Names::Any) {
         Err(error @ (Error::NotARegion | Error::PermissionDenied)) => return Err(error),
         Ok(_) => {
@@ -47,7 +51,31 @@ fn destroy_named(fd: &Fd, remove: impl FnOnce() -> Result<()>) -> Result<()> {
         }
         Err(_) => {}
     }
-    remove()
+    remove_file(fd, open, remove)
+}
+
+/// The byte of a segment's file whose lock gives the right to remove the file's name. Behind those
+/// of all process slots.
+const NAME_LOCK: u32 = u32::MAX;
+
+/// Removes the name by which `open` opens a file, if it still is the name of `fd`'s file; otherwise
+/// [`Error::NotFound`].
+///
+/// Whoever removes a name holds a lock of the file that has it, and a new file cannot have the name
+/// before that. So nobody removes the name of a file that somebody else just made.
+fn remove_file(
+    fd: &Fd,
+    open: impl Fn() -> Result<Fd>,
+    remove: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let _lock = match ByteLock::take(fd.raw(), NAME_LOCK) {
+        // Somebody removes it right now.
+        Err(Error::AlreadyExists) => return Err(Error::NotFound),
+        // Without locks (no `/proc`) there is nothing better than to look.
+        other => other.ok(),
+    };
+    let (own, now) = (os::stat(fd)?, os::stat(&open()?)?);
+    if FileId::of(&own) == FileId::of(&now) { remove() } else { Err(Error::NotFound) }
 }
 
 /// POSIX shared memory (`shm_open`; on Linux a file in `/dev/shm`).
@@ -91,8 +119,38 @@ impl Backend for PosixShmMmap {
 
     fn destroy(url: &str) -> Result<()> {
         let name = shm_name(url)?;
-        let fd = os::shm_open(name.as_c_str(), Open::Write)?;
-        destroy_named(&fd, || os::shm_unlink(name.as_c_str()))
+        let open = || os::shm_open(name.as_c_str(), Open::Write);
+        destroy_named(&open()?, open, || os::shm_unlink(name.as_c_str()))
+    }
+}
+
+/// Which file has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId(u64, u64);
+
+impl FileId {
+    pub(super) fn of(info: &FileInfo) -> FileId {
+        FileId(info.inode, info.device)
+    }
+}
+
+impl PosixShmMmap {
+    /// Which object has the name now.
+    pub(crate) fn file_of(url: &str) -> Result<FileId> {
+        let info = os::stat(&os::shm_open(shm_name(url)?.as_c_str(), Open::Read)?)?;
+        Ok(FileId::of(&info))
+    }
+
+    /// Removes the name if that object has it, whatever is in it; otherwise [`Error::NotFound`].
+    pub(crate) fn remove_name(url: &str, file: FileId) -> Result<()> {
+        let name = shm_name(url)?;
+        let open = || os::shm_open(name.as_c_str(), Open::Write);
+        let fd = open()?;
+        let info = os::stat(&fd)?;
+        if FileId::of(&info) != file {
+            return Err(Error::NotFound);
+        }
+        remove_file(&fd, open, || os::shm_unlink(name.as_c_str()))
     }
 }
 
@@ -125,8 +183,8 @@ impl Backend for FileBackend {
 
     fn destroy(url: &str) -> Result<()> {
         let path = file_path(url)?;
-        let fd = os::open(path.as_c_str(), Open::Write)?;
-        destroy_named(&fd, || os::unlink(path.as_c_str()))
+        let open = || os::open(path.as_c_str(), Open::Write);
+        destroy_named(&open()?, open, || os::unlink(path.as_c_str()))
     }
 }
 

@@ -3,7 +3,9 @@
 use core::fmt;
 use core::str::FromStr;
 
-use crate::base::{AllocatorId, Error};
+use super::make;
+use crate::base::{AllocatorId, Error, Result};
+use crate::os;
 
 /// What another process of the same user needs to attach a region: who has it open, under which
 /// descriptor, and what it must find there.
@@ -33,6 +35,15 @@ pub struct ShareToken {
     pub base: usize,
     /// Bytes of the region.
     pub len: usize,
+}
+
+impl ShareToken {
+    /// The token of the region behind a descriptor of a process, which may be anything.
+    pub(crate) fn of_descriptor(pid: u32, fd: i32) -> Result<ShareToken> {
+        let file = os::open_fd_of(pid, fd, false)?;
+        let (facts, _) = make::inspect(&file, make::Names::Any)?;
+        Ok(ShareToken { pid, fd, id: facts.id, base: facts.base, len: facts.len })
+    }
 }
 
 impl fmt::Display for ShareToken {

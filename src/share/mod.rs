@@ -50,5 +50,6 @@ mod pass;
 mod roots;
 
 pub use open::SharedHeap;
+pub(crate) use open::{Meeting, PATIENCE};
 pub use pass::{receive_region, send_region};
 pub use roots::{Root, RootInfo, Roots};

@@ -5,15 +5,102 @@
 //! a bounded time, and then decides: a segment that is still not ready belongs to somebody who died
 //! while making it. [`SharedHeap::open`] reports it; [`SharedHeap::open_or_create`] removes it and
 //! begins anew.
+//!
+//! The time counts for one file: when another one turns up under the name, its maker gets all of it.
+//! And only the file that was waited for is removed: of many who run out of patience at the same
+//! moment none removes what another has just made.
 
 use core::time::Duration;
-use std::time::Instant;
 
 use crate::alloc::{DEFAULT_THREAD_BLOCKS, ThreadLocalAllocator};
 use crate::base::{Error, Result};
-use crate::region::{Backend, PosixShmMmap, RegionOptions};
+use crate::os;
+use crate::region::{Backend, FileId, PosixShmMmap, RegionOptions};
+
+/// How long to wait for somebody who makes a heap, where nothing else is said.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// So long between two looks, in nanoseconds.
+const NAP: u64 = 1_000_000;
+
+/// A name under which processes meet. Allocates nothing itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meeting<'n> {
+    pub(crate) name: &'n str,
+    pub(crate) patience: Duration,
+}
+
+impl Meeting<'_> {
+    /// Opens what is there. Where that is not ready in time, also which file it was.
+    fn open_in_time<T>(
+        &self,
+        open: &mut impl FnMut() -> Result<T>,
+    ) -> Result<T, (Error, Option<FileId>)> {
+        let (mut file, mut since) = (None, os::monotonic_ns());
+        loop {
+            match open() {
+                Ok(opened) => return Ok(opened),
+                Err(Error::NotReady) => {}
+                Err(error) => return Err((error, None)),
+            }
+            let (now, seen) = (os::monotonic_ns(), PosixShmMmap::file_of(self.name).ok());
+            if seen != file {
+                (file, since) = (seen, now);
+            } else if u128::from(now.saturating_sub(since)) >= self.patience.as_nanos() {
+                return Err((Error::NotReady, file));
+            }
+            os::nap(NAP);
+        }
+    }
+
+    /// Opens what is there.
+    pub(crate) fn open<T>(&self, mut open: impl FnMut() -> Result<T>) -> Result<T> {
+        self.open_in_time(&mut open).map_err(|(error, _)| error)
+    }
+
+    /// Opens what is there, or makes it. `create` removes the name again where it fails after it
+    /// has made it.
+    pub(crate) fn open_or_create<T>(
+        &self,
+        mut open: impl FnMut() -> Result<T>,
+        mut create: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            let abandoned = match self.open_in_time(&mut open) {
+                Ok(opened) => return Ok(opened),
+                Err((Error::NotReady, file)) => file,
+                Err((Error::NotFound, _)) => match create() {
+                    // Somebody was quicker; or what has the name was given up, and whoever did that
+                    // died before the name was gone.
+                    Err(Error::AlreadyExists) => match self.given_up(&mut open) {
+                        Some(file) => Some(file),
+                        None => continue,
+                    },
+                    other => return other,
+                },
+                Err((error, _)) => return Err(error),
+            };
+            if let Some(file) = abandoned {
+                match PosixShmMmap::remove_name(self.name, file) {
+                    Ok(()) | Err(Error::NotFound) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// The file that has the name and can, all the same, not be found.
+    fn given_up<T>(&self, open: &mut impl FnMut() -> Result<T>) -> Option<FileId> {
+        let before = PosixShmMmap::file_of(self.name).ok()?;
+        let gone = matches!(open(), Err(Error::NotFound));
+        let after = PosixShmMmap::file_of(self.name).ok()?;
+        (gone && before == after).then_some(before)
+    }
+}
 
 /// How to come to a [`ThreadLocalAllocator`] in a POSIX shared-memory object of some name.
+///
+/// Programs whose global allocator is [`HshmAlloc`](crate::HshmAlloc) can have all of their memory
+/// in the same heap: see [`HshmAllocBuilder::region`](crate::HshmAllocBuilder::region).
 ///
 /// ```
 /// use hshm::{RegionOptions, SharedHeap};
@@ -30,8 +117,7 @@ use crate::region::{Backend, PosixShmMmap, RegionOptions};
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct SharedHeap<'n> {
-    name: &'n str,
-    patience: Duration,
+    meeting: Meeting<'n>,
     max_bytes: usize,
     thread_blocks: usize,
 }
@@ -40,8 +126,7 @@ impl<'n> SharedHeap<'n> {
     /// The heap named `name`, as [`PosixShmMmap`] takes names.
     pub const fn new(name: &'n str) -> Self {
         SharedHeap {
-            name,
-            patience: Duration::from_secs(1),
+            meeting: Meeting { name, patience: PATIENCE },
             max_bytes: 0,
             thread_blocks: DEFAULT_THREAD_BLOCKS,
         }
@@ -51,7 +136,7 @@ impl<'n> SharedHeap<'n> {
     /// It must be longer than making one takes: [`open_or_create`](Self::open_or_create) gives a
     /// process up that takes longer, and that one is then alone in a heap without a name.
     pub const fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.meeting.patience = patience;
         self
     }
     /// The most memory that this process may take, in bytes; see
@@ -63,53 +148,35 @@ impl<'n> SharedHeap<'n> {
 
     /// Makes the heap; a name that is taken is [`Error::AlreadyExists`].
     pub fn create(&self, options: &RegionOptions) -> Result<ThreadLocalAllocator> {
-        let region = PosixShmMmap::create(self.name, options)?;
+        let region = PosixShmMmap::create(self.meeting.name, options)?;
+        let file = region.file();
         let made = ThreadLocalAllocator::shm_init(region);
-        if made.is_err() {
+        if let (Err(_), Some((file, _))) = (&made, file) {
             // Nobody can do anything with what is there.
-            let _ = PosixShmMmap::destroy(self.name);
+            let _ = PosixShmMmap::remove_name(self.meeting.name, file);
         }
         made
+    }
+
+    fn attach(&self, options: &RegionOptions) -> Result<ThreadLocalAllocator> {
+        let region = PosixShmMmap::attach(self.meeting.name, options)?;
+        ThreadLocalAllocator::shm_attach(region, self.max_bytes, self.thread_blocks)
     }
 
     /// Opens the heap. One that is not ready after the time of [`patience`](Self::patience) is
     /// [`Error::NotReady`].
     pub fn open(&self, options: &RegionOptions) -> Result<ThreadLocalAllocator> {
-        let start = Instant::now();
-        loop {
-            let found = PosixShmMmap::attach(self.name, options).and_then(|region| {
-                ThreadLocalAllocator::shm_attach(region, self.max_bytes, self.thread_blocks)
-            });
-            match found {
-                Err(Error::NotReady) if start.elapsed() < self.patience => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                other => return other,
-            }
-        }
+        self.meeting.open(|| self.attach(options))
     }
 
     /// Opens the heap if there is one, makes it if there is none, or only one that its maker never
     /// finished. Of several processes that do this at once, one makes it.
     pub fn open_or_create(&self, options: &RegionOptions) -> Result<ThreadLocalAllocator> {
-        loop {
-            match self.open(options) {
-                Err(Error::NotFound) => {}
-                Err(Error::NotReady) => match PosixShmMmap::destroy(self.name) {
-                    Ok(()) | Err(Error::NotFound) => {}
-                    Err(error) => return Err(error),
-                },
-                other => return other,
-            }
-            match self.create(options) {
-                Err(Error::AlreadyExists) => {}
-                other => return other,
-            }
-        }
+        self.meeting.open_or_create(|| self.attach(options), || self.create(options))
     }
 
     /// Removes the name. Those who have the heap keep it.
     pub fn destroy(&self) -> Result<()> {
-        PosixShmMmap::destroy(self.name)
+        PosixShmMmap::destroy(self.meeting.name)
     }
 }

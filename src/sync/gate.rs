@@ -89,6 +89,10 @@ impl Visits {
     pub(crate) const fn new() -> Self {
         Visits(AtomicU32::new(0))
     }
+    /// In a forked child: their thread is not there.
+    pub(crate) fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 /// See the [module](self).
@@ -126,6 +130,12 @@ impl Gate {
     /// From now on closers bring the barrier.
     pub(crate) fn rely_on_closers(&self) {
         self.state.fetch_or(UNFENCED, Ordering::SeqCst);
+    }
+
+    /// In a forked child of whoever closed the gate: the strays are not there, unless the calling
+    /// thread is one, which a closed gate has none of.
+    pub(crate) fn forget_strays(&self) {
+        self.strays.store(0, Ordering::Relaxed);
     }
 
     /// Enters, with the calling thread's `visits`; waits while the gate is closed, unless the

@@ -78,6 +78,13 @@ impl Peer {
         assert!(status.success() && rest.contains("1 passed"), "{status}: {rest}");
     }
 
+    /// Waits for the other process, which was told to end itself and must have found nothing wrong.
+    #[track_caller]
+    pub fn wait(mut self) {
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

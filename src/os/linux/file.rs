@@ -85,7 +85,11 @@ pub(crate) fn open(path: &CStr, how: Open) -> Result<Fd> {
 pub(crate) fn shm_open(name: &CStr, how: Open) -> Result<Fd> {
     let _errno = KeepErrno::new();
     // SAFETY: `name` is a C string.
-    owned(unsafe { libc::shm_open(name.as_ptr(), how.flags(), 0o600) })
+    match owned(unsafe { libc::shm_open(name.as_ptr(), how.flags(), 0o600) }) {
+        // The C library's word for a directory.
+        Err(Error::Os(libc::EINVAL)) => Err(Error::NotARegion),
+        other => other,
+    }
 }
 
 /// Opens what `/proc/<pid>/fd/<n>` leads to.

@@ -178,6 +178,31 @@ pub(crate) unsafe fn map_private_over(base: usize, len: usize, access: Access) -
     unsafe { map(base, len, access, None, libc::MAP_FIXED).map(|_| ()) }
 }
 
+/// Replaces a mapping of a file by one in which stores are this process's own: nobody else sees them.
+/// What is not written to goes on showing what others write.
+///
+/// # Safety
+/// `[base, base + len)` is page-aligned and a mapping of `fd` from its start, the caller's.
+pub(crate) unsafe fn map_copy_on_write(fd: &Fd, base: usize, len: usize) -> Result<()> {
+    let _errno = KeepErrno::new();
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller's; every address holds what it held.
+    let got = unsafe { libc::mmap(at(base), len, access, flags, fd.raw(), 0) };
+    if got == libc::MAP_FAILED { Err(last_error(len)) } else { Ok(()) }
+}
+
+/// From now on a mapping can be read and not be written.
+///
+/// # Safety
+/// The range is page-aligned and belongs to the caller. A store to it is a fault.
+pub(crate) unsafe fn forbid_stores(base: usize, len: usize) -> Result<()> {
+    let _errno = KeepErrno::new();
+    // SAFETY: the caller's.
+    let result = unsafe { libc::mprotect(at(base), len, libc::PROT_READ) };
+    if result == 0 { Ok(()) } else { Err(last_error(len)) }
+}
+
 /// Gives addresses back. Cannot fail for a range that is mapped, except when the process has no
 /// more mappings to split one; then the range stays reserved.
 ///

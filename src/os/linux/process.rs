@@ -69,6 +69,17 @@ fn start_time(line: &[u8]) -> Option<u64> {
     number(fields.nth(22 - 3)?)
 }
 
+/// Sleeps, at least for this long unless a signal comes.
+pub(crate) fn nap(nanoseconds: u64) {
+    let _errno = KeepErrno::new();
+    let time = libc::timespec {
+        tv_sec: (nanoseconds / 1_000_000_000) as libc::time_t,
+        tv_nsec: (nanoseconds % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: the time is readable, and what is left of it is not asked for.
+    unsafe { libc::nanosleep(&time, core::ptr::null_mut()) };
+}
+
 /// Nanoseconds of a clock that never goes back; cheap.
 pub(crate) fn monotonic_ns() -> u64 {
     clock(libc::CLOCK_MONOTONIC)
@@ -90,7 +101,15 @@ fn clock(id: libc::clockid_t) -> u64 {
 /// The value of an environment variable, copied into `buffer`; `None` where it is not set, empty
 /// where it does not fit (which no reader takes for a value). Not to be called while another thread
 /// changes the environment.
+///
+/// A program that runs with more rights than whoever started it has no environment here.
 pub(crate) fn getenv<'b>(name: &CStr, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+    // <linux/auxvec.h>; the libc crate has no name for it on Linux.
+    const AT_SECURE: libc::c_ulong = 23;
+    // SAFETY: no preconditions; what the kernel did not say is 0.
+    if unsafe { libc::getauxval(AT_SECURE) } != 0 {
+        return None;
+    }
     // SAFETY: `name` is a C string; the result is null or a C string that lives until the
     // environment changes, which the caller excludes for the time of the copy.
     let value = unsafe {
