@@ -81,8 +81,9 @@
 //! see everything in the heap, secrets included. Read-only attachment protects the owner from the
 //! reader's mistakes; it is the reader's choice.
 //!
-//! A forked child gets a copy of the heap, of its own; the parent's objects are never written to by
-//! a child. Where no copy can be made (no memory, no descriptor) the child ends with a message.
+//! A forked child gets a copy of the heap, of its own, or none ([`ForkPolicy`]); the parent's objects are
+//! never written to by a child. Where no copy can be made (no memory, no descriptor) the child ends with a
+//! message.
 //!
 //! Frees by offset or handle, through [`Allocator`], are checked and refused. `GlobalAlloc` and
 //! `free` check when a block leaves a thread's cache: a double free of a cached block is not noticed.

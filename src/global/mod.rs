@@ -4,7 +4,8 @@
 //! alloc, dealloc   the calling thread's cache (`cache`): a few instructions, inlined
 //!   └ slow         refill from the thread's heap, flush to slabs and their owners, large blocks
 //!     └ heap       the process's regions and the pool of caches
-//! fork             a child gets its own copy      share    other processes attach
+//! fork    a child gets its own copy, or none      share, find    other processes attach
+//! join    several programs have one heap          exit           when the program ends
 //! ```
 //!
 //! Nothing here may use the Rust heap (it *is* the Rust heap), take a std lock, print by format,

@@ -56,7 +56,7 @@ fn destroy_named(
 
 /// The byte of a segment's file whose lock gives the right to remove the file's name. Behind those
 /// of all process slots.
-const NAME_LOCK: u32 = u32::MAX;
+const NAME_LOCK: u64 = (1 << 42) - 1;
 
 /// Removes the name by which `open` opens a file, if it still is the name of `fd`'s file; otherwise
 /// [`Error::NotFound`].
