@@ -111,7 +111,7 @@ fn churn(seed: usize, stop: &AtomicBool, turns: &AtomicU64) {
         let block = &mut blocks[(round >> 50) % 64];
         assert!(block.iter().all(|byte| *byte == block[0]), "another's byte in a thread's block");
         *block = vec![round as u8; size];
-        if turns.fetch_add(1, Relaxed) % 256 == 0 {
+        if turns.fetch_add(1, Relaxed).is_multiple_of(256) {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
