@@ -122,7 +122,7 @@ mod tests {
 
     fn check(region: Region, shared: bool) {
         let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
-        let joining = Joining { max_bytes: 0, max_blocks: 4, watched: false };
+        let joining = Joining { max_blocks: 4, ..Joining::default() };
         let process = heap.register(joining).unwrap();
         let small = RegionHeap::chunk_of(grow(&heap, process, HUGE_FROM)).0;
         assert_eq!(heap.chunk(small).full.load(Relaxed), 0, "the heap is still small");

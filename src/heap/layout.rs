@@ -36,6 +36,7 @@ use super::slab::{BitArea, SlabDesc};
 use super::thread::ThreadBlock;
 use crate::base::units::{CHUNK, GRANULE, GRANULE_SHIFT, GRANULES_PER_CHUNK, PAGE};
 use crate::base::{Error, Result, align_up};
+use crate::os;
 use crate::region::Region;
 use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::sync::shm_lock::{Holder, ShmGuard, ShmLock};
