@@ -4,10 +4,13 @@
 mod support;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use hshm::{
-    Allocator, Backend, MIB, MemfdBackend, Region, RegionOptions, Roots, ShmBox, ShmHashMap,
-    ShmHeap, ShmPtr, ShmString, ShmVec, ThreadLocalAllocator, shm_struct,
+    Allocator, Backend, BuddyAllocator, Error, Heap, MIB, MemfdBackend, OffsetPtr, Region,
+    RegionOptions, Roots, ShmBox, ShmHashMap, ShmHeap, ShmPtr, ShmRing, ShmString, ShmVec,
+    ThreadLocalAllocator, shm_struct,
 };
 use support::peer::{Peer, serve};
 use support::{role, turn};
@@ -111,6 +114,108 @@ impl Model {
             assert_eq!(book.copies, *copies);
             assert!(book.pages.iter().map(|page| page.as_str()).eq(pages.iter()));
         }
+    }
+}
+
+/// Runs `work` in a forked child, which must end well and soon.
+#[track_caller]
+fn in_a_child(work: impl FnOnce()) {
+    // SAFETY: the child does `work` and ends; what other threads hold is not needed there.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(if done.is_ok() { 0 } else { 1 }) };
+    }
+    assert!(pid > 0);
+    let (start, mut status) = (Instant::now(), -1);
+    // SAFETY: this test's own child; `status` is a place for the result.
+    while unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } == 0 {
+        if start.elapsed() > Duration::from_secs(10) {
+            // SAFETY: as above.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    assert_eq!(status, 0, "after {:?}", start.elapsed());
+}
+
+/// A forked child has copies of the containers on its parent's stack; they own nothing.
+#[test]
+fn a_child_drops_nothing_of_its_parents() {
+    let _turn = turn();
+    let region =
+        |capacity| MemfdBackend::create("", &RegionOptions::new().capacity(capacity)).unwrap();
+    let alloc = leak(ThreadLocalAllocator::shm_init(region(64 * MIB)).unwrap());
+    let buddies = region(16 * MIB);
+    let start = buddies.payload_offset() as u64;
+    let free = Heap::new(start, buddies.len() as u64).unwrap();
+    let metadata = BuddyAllocator::MIN_METADATA;
+    let buddy = BuddyAllocator::shm_init(buddies, OffsetPtr::new(start), free, metadata).unwrap();
+    let buddy: &'static BuddyAllocator = Box::leak(Box::new(buddy));
+    for heap in [ShmHeap::of(alloc).unwrap(), ShmHeap::of(buddy).unwrap()] {
+        let used = || (alloc.currently_allocated_size(), buddy.currently_allocated_size());
+        let text = |n| ShmString::format_in(format_args!("{n:>100}"), heap).unwrap();
+        let ring = ShmRing::with_capacity_in(10, heap).unwrap();
+        let mut handle = ring.join().unwrap();
+        (0..5).for_each(|n| handle.push(text(n)).unwrap());
+        drop(handle);
+        let rings = ShmRing::with_capacity_in(2, heap).unwrap();
+        rings.join().unwrap().push(7u32).unwrap();
+        let boxed = ShmBox::new_in(rings, heap).unwrap();
+        let vec = ShmVec::from_iter_in((0..9).map(text), heap).unwrap();
+        let map = ShmHashMap::from_iter_in((0..9).map(|n| (text(n), text(n))), heap).unwrap();
+        let before = used();
+        let all = (ring, boxed, vec, map);
+        let mut all = Some(all);
+        in_a_child(|| {
+            let (ring, boxed, vec, map) = all.take().unwrap();
+            drop((ring, boxed));
+            drop(vec.into_iter().nth(2));
+            drop(map.into_iter().next());
+        });
+        assert_eq!(used(), before);
+        let (ring, boxed, vec, map) = all.unwrap();
+        assert_eq!((boxed.len(), boxed.join().unwrap().pop()), (1, Some(7)));
+        let mut handle = ring.join().unwrap();
+        assert!((0..5).all(|n| handle.pop().unwrap().trim() == n.to_string()));
+        assert!(vec.iter().enumerate().all(|(n, text)| text.trim() == n.to_string()));
+        assert_eq!(map.len(), 9);
+        assert!(map.iter().all(|(key, value)| key == value));
+        drop(handle);
+        drop((ring, boxed, vec, map));
+        assert_eq!(alloc.currently_allocated_size(), 0);
+        assert_eq!(buddy.currently_allocated_size(), 0);
+    }
+}
+
+/// Whatever the other threads were at when it was forked, a child can make its heaps known.
+#[test]
+fn a_child_finds_the_table_of_heaps_free() {
+    let _turn = turn();
+    let region = MemfdBackend::create("", &RegionOptions::new().capacity(16 * MIB)).unwrap();
+    let alloc = leak(ThreadLocalAllocator::shm_init(region).unwrap());
+    ShmHeap::of(alloc).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let _stop = Stop(&stop);
+        for _ in 0..2 {
+            threads.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(ShmHeap::of(alloc), Err(Error::AlreadyExists));
+                }
+            });
+        }
+        for _ in 0..60 {
+            in_a_child(|| assert!(ShmHeap::of(alloc).is_ok()));
+        }
+    });
+}
+
+struct Stop<'a>(&'a AtomicBool);
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -119,7 +119,9 @@ impl<T: ShmSafe> DerefMut for ShmBox<T> {
 
 impl<T: ShmSafe> Drop for ShmBox<T> {
     fn drop(&mut self) {
-        if let Ok(place) = self.value() {
+        if heap::owned(self.place.id())
+            && let Ok(place) = self.value()
+        {
             // SAFETY: the box's own value and block, neither used again.
             unsafe {
                 place.drop_in_place();

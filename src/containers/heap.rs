@@ -71,6 +71,25 @@ static TABLE: [Entry; ENTRIES] = [const { Entry::empty() }; ENTRIES];
 static NONE: Entry = Entry::empty();
 static LOCK: RawLock = RawLock::new();
 
+/// Registers hooks, once, that hold the lock across a fork: the child must not find it taken by a
+/// thread that it does not have.
+fn hold_still_across_forks() {
+    static REGISTERED: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn take() {
+        LOCK.lock_raw();
+    }
+    extern "C" fn leave() {
+        LOCK.unlock_raw();
+    }
+    if REGISTERED.load(Ordering::Acquire) == 0 {
+        let _guard = LOCK.lock();
+        if REGISTERED.swap(1, Ordering::AcqRel) == 0 {
+            // Without hooks a fork at the wrong moment may stop the child's next heap; no more.
+            let _ = os::at_fork(take, leave, leave);
+        }
+    }
+}
+
 /// The entry of an id, or the empty one where it would go.
 fn probe(key: u64) -> Result<&'static Entry, Option<&'static Entry>> {
     let home = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize;
@@ -110,6 +129,13 @@ fn allocator(id: AllocatorId) -> Result<&'static dyn Allocator> {
 /// Whether this process may change a heap.
 pub(super) fn writable(id: AllocatorId) -> Result<()> {
     allocator(id).map(|_| ())
+}
+
+/// Whether what a container of this heap owns may be dropped here. Not where the heap can only be
+/// read, nor in a forked child that has not made the heap known itself: what it has are copies of its
+/// parent's containers, and the parent has what they own.
+pub(super) fn owned(id: AllocatorId) -> bool {
+    home(id).is_ok_and(|home| home.alloc.is_some() && home.generation == os::fork_generation())
 }
 
 /// Where this process sees `count` values of `T` at `offset` of a heap. The place is all inside the
@@ -199,13 +225,14 @@ pub(super) unsafe fn reallocate(id: AllocatorId, block: u64, layout: Layout) -> 
     Ok(new.offset())
 }
 
-/// Frees a block. In a process that cannot (it has the heap to read, or is a forked child) the block
-/// stays.
+/// Frees a block. In a process that may not (see [`owned`]) the block stays.
 ///
 /// # Safety
 /// As for [`reallocate`], and it is not used again.
 pub(super) unsafe fn free(id: AllocatorId, block: u64) {
-    if let Ok(alloc) = allocator(id) {
+    if owned(id)
+        && let Ok(alloc) = allocator(id)
+    {
         // SAFETY: the caller's contract. What is no block is refused, and stays what it is.
         let _ = unsafe { alloc.free_offset(MemContext::DEFAULT, OffsetPtr::new(block)) };
     }
@@ -234,7 +261,8 @@ pub(super) fn lost(error: Error) -> ! {
 /// heap, wherever the heap is mapped. It stays mapped: that is what the `'static` is for.
 ///
 /// What containers allocate outlives the process: it is freed when the container is dropped, and
-/// not when a process dies.
+/// not when a process dies. A forked child has copies of its parent's containers; when those are
+/// dropped nothing happens, as long as the child has not made the heap known anew.
 ///
 /// ```
 /// use hshm::{AllocatorId, Region, ShmHeap, ShmVec, ThreadLocalAllocator};
@@ -291,8 +319,10 @@ impl ShmHeap {
         }
         let generation = os::fork_generation();
         let home = Box::into_raw(Box::new(Home { alloc, generation }));
-        let _guard = LOCK.lock();
+        hold_still_across_forks();
+        let guard = LOCK.lock();
         let refused = |error| {
+            drop(guard);
             // SAFETY: made just now, and nobody has seen it.
             drop(unsafe { Box::from_raw(home) });
             Err(error)

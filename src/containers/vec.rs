@@ -154,7 +154,8 @@ impl<T: ShmSafe> ShmVec<T> {
 
     /// Gives back what has room for no element. A failure leaves the capacity as it is.
     pub fn shrink_to_fit(&mut self) -> Result<()> {
-        if self.len < self.cap { self.set_capacity(self.len) } else { Ok(()) }
+        let spare = self.len < self.cap && !Self::NO_SIZE;
+        if spare { self.set_capacity(self.len) } else { Ok(()) }
     }
 
     #[cold]
@@ -378,7 +379,9 @@ impl<T: ShmSafe> Drop for ShmVec<T> {
             return;
         }
         // Where the heap is not known, nothing can be reached, and nothing freed.
-        if let Ok(places) = heap::place::<T>(self.heap, self.data.offset(), self.len) {
+        if heap::owned(self.heap)
+            && let Ok(places) = heap::place::<T>(self.heap, self.data.offset(), self.len)
+        {
             let elements = ptr::slice_from_raw_parts_mut(places.as_ptr(), self.len());
             // SAFETY: the vector's own elements and block, neither used again.
             unsafe {
@@ -456,7 +459,10 @@ impl<T: ShmSafe> ExactSizeIterator for IntoIter<T> {}
 
 impl<T: ShmSafe> Drop for IntoIter<T> {
     fn drop(&mut self) {
-        let reached = || heap::place::<T>(self.vec.heap, self.vec.data.offset(), self.end).is_ok();
+        let reached = || {
+            let place = heap::place::<T>(self.vec.heap, self.vec.data.offset(), self.end);
+            heap::owned(self.vec.heap) && place.is_ok()
+        };
         if self.next != self.end && (ShmVec::<T>::NO_SIZE || reached()) {
             let rest = self.rest();
             self.next = self.end;

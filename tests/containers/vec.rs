@@ -109,6 +109,7 @@ fn elements_of_no_size_take_none() {
             vec.push(()).unwrap();
         }
         vec.remove(3);
+        vec.shrink_to_fit().unwrap();
         assert_eq!((vec.len(), vec.iter().count()), (999, 999));
         assert_eq!(vec.into_iter().count(), 999);
     });

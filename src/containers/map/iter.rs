@@ -4,6 +4,7 @@
 use core::fmt;
 use core::marker::PhantomData;
 
+use super::super::heap;
 use super::table::Table;
 use super::{Borrowed, ShmHashMap};
 use crate::ptr::ShmSafe;
@@ -80,14 +81,14 @@ iterator!(
 pub struct IntoIter<K: ShmSafe, V: ShmSafe> {
     places: Places<K, V>,
     /// Holds the block. It has no entries: they are counted here.
-    _map: ShmHashMap<K, V>,
+    map: ShmHashMap<K, V>,
 }
 
 impl<K: ShmSafe, V: ShmSafe> IntoIter<K, V> {
     pub(super) fn new(mut map: ShmHashMap<K, V>) -> Self {
         let places = map.places();
         map.entries = 0;
-        IntoIter { places, _map: map }
+        IntoIter { places, map }
     }
 }
 
@@ -108,7 +109,9 @@ impl<K: ShmSafe, V: ShmSafe> ExactSizeIterator for IntoIter<K, V> {}
 
 impl<K: ShmSafe, V: ShmSafe> Drop for IntoIter<K, V> {
     fn drop(&mut self) {
-        self.for_each(drop);
+        if heap::owned(self.map.heap) {
+            self.for_each(drop);
+        }
     }
 }
 

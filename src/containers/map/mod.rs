@@ -454,7 +454,9 @@ impl<K: ShmSafe + Hash + Eq, V: ShmSafe> ShmHashMap<K, V> {
 impl<K: ShmSafe, V: ShmSafe> Drop for ShmHashMap<K, V> {
     fn drop(&mut self) {
         // Where the heap is not known, nothing can be reached, and nothing freed.
-        if let Ok(Some(table)) = self.try_table() {
+        if heap::owned(self.heap)
+            && let Ok(Some(table)) = self.try_table()
+        {
             let mut places = Places::new(Some(table), self.len());
             while let Some((table, at)) = places.next() {
                 // SAFETY: an entry, visited once, that is not used again.

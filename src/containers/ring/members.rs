@@ -105,10 +105,50 @@ impl Member {
         move |tell| {
             for (member, dead) in members.iter().zip(&dead) {
                 let state = member.state.load(Ordering::Acquire);
-                if Some(state) != *dead {
+                // A free place may still say what a dead member said. Nobody living is at it: who
+                // joined before he was at a cell, and has left, was done with it first.
+                if state != 0 && Some(state) != *dead {
                     tell(member.own.load(Ordering::Acquire));
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn member() -> Member {
+        let word = || AtomicU64::new(0);
+        Member { state: word(), start_time: word(), joined: word(), own: word() }
+    }
+
+    /// Cells of dead members stay theirs in words only: nobody may take those for a living one's
+    /// when the places are free again.
+    #[test]
+    fn the_buried_hold_no_cell() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let dead = namespace() << 32 | u64::from(child.id());
+        let members = [(); 3].map(|()| member());
+        for (cell, member) in members.iter().enumerate() {
+            member.state.store(dead, Ordering::Relaxed);
+            member.own.store(cell as u64 + 1, Ordering::Relaxed);
+        }
+        let mut told = Vec::new();
+        Member::owns(&members)(&mut |own| told.push(own));
+        assert!(told.iter().all(|&own| own == 0), "{told:?}");
+        // All three are buried, one of the places is taken.
+        assert_eq!(Member::join(&members), Ok(0));
+        assert_eq!(members[2].state.load(Ordering::Relaxed), 0);
+        told.clear();
+        Member::owns(&members)(&mut |own| told.push(own));
+        assert!(told.iter().all(|&own| own == 0), "{told:?}");
+        // The living hold what they say.
+        members[0].own.store(8, Ordering::Relaxed);
+        told.clear();
+        Member::owns(&members)(&mut |own| told.push(own));
+        assert!(told.contains(&8));
     }
 }

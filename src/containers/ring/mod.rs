@@ -281,7 +281,9 @@ impl<T: ShmSafe> ShmRing<T> {
 impl<T: ShmSafe> Drop for ShmRing<T> {
     fn drop(&mut self) {
         // Where the heap is not known, nothing can be reached, and nothing freed.
-        if let Ok(view) = self.view() {
+        if heap::owned(self.heap)
+            && let Ok(view) = self.view()
+        {
             let own = AtomicU64::new(0);
             while let Ok(Some(cell)) = view.kernel.take(&own) {
                 view.kernel.release(&own, cell);
