@@ -37,6 +37,21 @@ fn thread_local(number: u32) -> ThreadLocalAllocator {
     ThreadLocalAllocator::shm_init(region(number)).unwrap()
 }
 
+/// A handle with its context is a reference and a number, whatever it is a handle of.
+#[test]
+fn handles_with_a_context_are_copies() {
+    fn copied<T: Copy>(value: &T) -> T {
+        *value
+    }
+    let alloc = thread_local(90);
+    let handle = CtxAllocator::new(&alloc, MemContext::DEFAULT);
+    let mut vec = allocator_api2_02::vec::Vec::new_in(copied(&handle));
+    vec.extend(0..100u32);
+    let other = vec.clone();
+    drop(vec);
+    assert!(other.iter().copied().eq(0..100));
+}
+
 macro_rules! suite {
     ($name:ident, $version:ident, $number:expr) => {
         mod $name {

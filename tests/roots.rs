@@ -143,6 +143,48 @@ fn many_open_or_create_one_heap() {
     }
 }
 
+/// A heap that nobody finished, and several who give it up at the same time: they all meet in one
+/// new heap, and none takes the other's new one for the old.
+#[test]
+fn many_give_up_a_half_made_heap() {
+    let _turn = turn();
+    let options = RegionOptions::new().capacity(8 * MIB);
+    for round in 0..10 {
+        let name = unique(&format!("given-up{round}"));
+        drop(PosixShmMmap::create(&name, &options).unwrap());
+        let heap = SharedHeap::new(&name).patience(Duration::from_millis(60));
+        let ids: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..6)
+                .map(|late| {
+                    let options = &options;
+                    scope.spawn(move || {
+                        std::thread::sleep(Duration::from_micros(300 * late));
+                        heap.open_or_create(options).unwrap()
+                    })
+                })
+                .collect();
+            let heaps: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            heaps.iter().map(|heap| heap.region().id()).collect()
+        });
+        heap.destroy().unwrap();
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    }
+}
+
+/// Stamps are counted in each heap: one heap's root may look like another's.
+#[test]
+fn a_root_is_its_heaps_alone() {
+    let (one, other) = (private(), private());
+    let (here, there) = (Roots::of(&one), Roots::of(&other));
+    let root = here.publish("same", 1u64).unwrap();
+    there.publish("same", 2u64).unwrap();
+    // SAFETY: it is an error.
+    assert!(matches!(unsafe { there.get(root) }, Err(Error::ForeignPointer { .. })));
+    assert!(matches!(there.unpublish(root), Err(Error::ForeignPointer { .. })));
+    // SAFETY: nobody frees or changes it.
+    assert_eq!(unsafe { there.get(there.find::<u64>("same").unwrap()) }, Ok(&2));
+}
+
 #[test]
 fn a_half_made_heap_is_waited_for_and_given_up() {
     let _turn = turn();

@@ -9,11 +9,19 @@ use crate::ptr::{FullPtr, OffsetPtr};
 
 /// An allocator handle with its [`MemContext`]: the same calls, less the context argument
 /// (HSHM's `CtxAllocator`).
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct CtxAllocator<'a, A: Allocator> {
     alloc: &'a A,
     ctx: MemContext,
 }
+
+// By hand: derived, they would ask for allocators that can be copied.
+impl<A: Allocator> Clone for CtxAllocator<'_, A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A: Allocator> Copy for CtxAllocator<'_, A> {}
 
 impl<'a, A: Allocator> CtxAllocator<'a, A> {
     /// Binds `alloc` to `ctx`.

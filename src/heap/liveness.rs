@@ -12,7 +12,7 @@
 //! Whether a process lives is for the kernel to say; nothing that a process writes down itself can
 //! tell. Two witnesses (`os::liveness`):
 //!
-//! | | same pid namespace | another one |
+//! | | same pid and time namespace | another one |
 //! |---|---|---|
 //! | process table | no such pid, ended, or started at another time: dead | says nothing |
 //! | byte lock of the slot | asked where the table cannot tell | free: dead |
@@ -147,6 +147,9 @@ impl RegionHeap {
             Some(Ok(lock)) => (Some(lock), SLOT_CLAIMED),
             _ => (None, SLOT_UNWATCHED),
         };
+        if slot == self.visitor() && lock.is_none() {
+            return Err(Error::Unsupported);
+        }
         let block = self.process(slot);
         // Nobody else has the visitor's lock now, so nobody is the visitor.
         let from = if slot == self.visitor() { block.state.load(Relaxed) } else { SLOT_FREE };
@@ -336,5 +339,25 @@ impl RegionHeap {
     #[inline]
     pub(super) fn has_company(&self) -> bool {
         self.source().attached.load(Relaxed) > 1
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::layout::TableSizes;
+    use super::*;
+    use crate::base::AllocatorId;
+    use crate::base::units::MIB;
+    use crate::region::Region;
+
+    /// Its state says nothing: that nobody else is the visitor only the kernel's lock tells.
+    #[test]
+    fn nobody_visits_without_the_lock() {
+        let region = Region::anonymous(AllocatorId::new(0x11FE, 0), 24 * MIB).unwrap();
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let joining = Joining { max_bytes: 0, max_blocks: 0, watched: false, global: false };
+        let visitor = heap.visitor();
+        assert!(heap.claim_slot(visitor, joining).is_err());
+        assert_eq!(heap.process(visitor).state.load(Relaxed), SLOT_FREE);
     }
 }

@@ -21,7 +21,7 @@ use core::alloc::Layout;
 use core::marker::PhantomData;
 
 use crate::alloc::{Allocator, Owner, ThreadLocalAllocator};
-use crate::base::{Error, MemContext, Result};
+use crate::base::{AllocatorId, Error, MemContext, Result};
 use crate::ptr::{OffsetPtr, ShmSafe};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed, fence};
 
@@ -97,6 +97,7 @@ impl Entry {
 /// A root that was found, or just published: where a `T` lies, and under which stamp.
 #[derive(Debug)]
 pub struct Root<T> {
+    heap: AllocatorId,
     target: OffsetPtr<T>,
     entry: u32,
     stamp: u64,
@@ -266,6 +267,8 @@ impl<'a> Roots<'a> {
         let entry = &directory.entries[index];
         // SAFETY: the caller's.
         unsafe { self.alloc.transfer(OffsetPtr::new(target.offset()), Owner::Nobody)? };
+        // Who sees any of these words sees the stamp that was stored before them.
+        fence(Ordering::Release);
         entry.target.store(target.offset(), Relaxed);
         entry.type_hash.store(type_hash::<T>(), Relaxed);
         entry.size.store(size_of::<T>() as u64, Relaxed);
@@ -279,7 +282,7 @@ impl<'a> Roots<'a> {
         }
         let stamp = entry.stamp.load(Relaxed).wrapping_add(1);
         entry.stamp.store(stamp, Ordering::Release);
-        Ok(Root { target, entry: index as u32, stamp, _type: PhantomData })
+        Ok(Root { heap: self.alloc.id(), target, entry: index as u32, stamp, _type: PhantomData })
     }
 
     /// The root of this name. [`Error::NotFound`]; [`Error::Incompatible`] where it was published as
@@ -300,11 +303,12 @@ impl<'a> Roots<'a> {
         if room < size_of::<T>() || !address.is_multiple_of(align_of::<T>()) {
             return Err(Error::Corrupt);
         }
-        Ok(Root { target, entry, stamp: found.stamp, _type: PhantomData })
+        let heap = self.alloc.id();
+        Ok(Root { heap, target, entry, stamp: found.stamp, _type: PhantomData })
     }
 
     /// The value of a root. One that was unpublished since is [`Error::NotFound`], whatever has its
-    /// name now.
+    /// name now; one of another heap is [`Error::ForeignPointer`].
     ///
     /// # Safety
     /// While the reference is used nobody frees the block, and nobody writes to the value but
@@ -318,6 +322,10 @@ impl<'a> Roots<'a> {
     }
 
     fn check<T>(&self, root: Root<T>) -> Result<&'a Entry> {
+        let expected = self.alloc.id();
+        if root.heap != expected {
+            return Err(Error::ForeignPointer { found: root.heap, expected });
+        }
         let directory = self.directory()?.ok_or(Error::NotFound)?;
         let entry = directory.entries.get(root.entry as usize).ok_or(Error::NotFound)?;
         if entry.stamp.load(Ordering::Acquire) == root.stamp {

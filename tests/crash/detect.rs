@@ -77,22 +77,32 @@ impl Scene {
 /// Runs `inside` as the first process of a pid namespace of its own; false where that is not to be
 /// had. It gets what `inside` answers, a byte at a time, by the stream.
 fn in_namespace(inside: impl FnOnce(&mut UnixStream)) -> Option<(Victim, UnixStream)> {
+    in_namespace_of(libc::CLONE_NEWPID, || (), inside)
+}
+
+/// The same for any kind of namespace, which `prepare` is called to make ready.
+fn in_namespace_of(
+    kind: libc::c_int,
+    prepare: impl FnOnce(),
+    inside: impl FnOnce(&mut UnixStream),
+) -> Option<(Victim, UnixStream)> {
     let (mut here, there) = UnixStream::pair().unwrap();
     let outer = Victim::fork(|| {
         let mut there = there;
         // SAFETY: no memory is passed.
-        let own = unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0
+        let own = unsafe { libc::unshare(kind) } == 0
             // SAFETY: as above.
-            || unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWPID) } == 0;
+            || unsafe { libc::unshare(libc::CLONE_NEWUSER | kind) } == 0;
         there.write_all(&[own as u8]).unwrap();
         if own {
+            prepare();
             std::mem::forget(Victim::fork(|| inside(&mut there)));
         }
     });
     let mut own = [0];
     here.read_exact(&mut own).unwrap();
     if own == [0] {
-        eprintln!("no pid namespace to be had here: not tested");
+        eprintln!("no such namespace to be had here: not tested");
         return None;
     }
     Some((outer, here))
@@ -132,6 +142,28 @@ fn raw_fork_and_sleep() -> libc::pid_t {
         0 => sleep_on(),
         pid => pid as libc::pid_t,
     }
+}
+
+/// The process table is the same, but says when everybody started by another clock.
+#[test]
+fn the_other_clock_of_a_time_namespace_kills_nobody() {
+    const CLONE_NEWTIME: libc::c_int = 0x80;
+    let _turn = turn();
+    let scene = Scene::new();
+    let offsets = || std::fs::write("/proc/self/timens_offsets", "boottime 100000 0\n").unwrap();
+    let inside = |stream: &mut UnixStream| {
+        scene.live();
+        let alloc = scene.attach();
+        stream.write_all(&[alloc.reap() as u8]).unwrap();
+        std::mem::forget(alloc);
+        sleep_on();
+    };
+    let Some((_outer, mut stream)) = in_namespace_of(CLONE_NEWTIME, offsets, inside) else {
+        return;
+    };
+    // It sees this process live, and this one it.
+    assert_eq!(byte(&mut stream), 0);
+    scene.assert_alive(4);
 }
 
 #[test]

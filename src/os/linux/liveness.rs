@@ -3,7 +3,8 @@
 //! Two witnesses, since neither sees everything:
 //!
 //! - **The process table** (`/proc`): who has a pid, since when, and whether it has ended and merely
-//!   waits to be noticed. Exact, but only for processes of this pid namespace.
+//!   waits to be noticed. Exact, but only for processes of this pid namespace (and of this time
+//!   namespace: elsewhere the same process started at another time).
 //! - **A lock of one byte in the segment's file**, far behind its end, that the kernel holds for an
 //!   open file description and drops when the last descriptor of it is closed, at the latest when
 //!   the process ends. Seen in every namespace. (`F_OFD_SETLK` and not `F_SETLK`: a lock of the older
@@ -12,6 +13,8 @@
 //! A forked child inherits the descriptor, and with it a share in the lock. So descriptors of this
 //! kind are kept in a table, and closed in the child before it runs on.
 #![allow(unsafe_code)] // small system calls
+
+use core::ffi::CStr;
 
 use super::limits::number;
 use super::{Fd, Name, at_fork_close, duplicate, errno, process_id, read_small_file};
@@ -32,19 +35,28 @@ pub(crate) enum Presence {
     Unknown,
 }
 
-/// A number for the pid namespace of this process; 0 where it cannot be told.
+/// A number for the process table that this process sees: for its pid namespace, and for its time
+/// namespace, by whose clock the table says when processes started. 0 where it cannot be told. Its
+/// lower half serves as well.
 pub(crate) fn pid_namespace() -> u64 {
     let _errno = KeepErrno::new();
     if !proc_is_ours() {
         return 0;
     }
-    // SAFETY: all zeroes are a valid `stat`, and the path is a C string.
-    unsafe {
-        let mut stat: libc::stat = core::mem::zeroed();
-        match libc::stat(c"/proc/self/ns/pid".as_ptr(), &mut stat) {
-            0 => stat.st_ino,
-            _ => 0,
+    let number = |path: &CStr| {
+        // SAFETY: all zeroes are a valid `stat`, and the path is a C string.
+        unsafe {
+            let mut stat: libc::stat = core::mem::zeroed();
+            match libc::stat(path.as_ptr(), &mut stat) {
+                0 => stat.st_ino,
+                _ => 0,
+            }
         }
+    };
+    match number(c"/proc/self/ns/pid") {
+        0 => 0,
+        // Kernels without time namespaces have no such file.
+        pids => pids ^ number(c"/proc/self/ns/time").wrapping_mul(0x9E37_79B9_7F4A_7C15),
     }
 }
 

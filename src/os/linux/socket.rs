@@ -57,6 +57,9 @@ pub(crate) fn send_descriptor(socket: i32, fd: i32) -> Result<()> {
 pub(crate) fn receive_descriptor(socket: i32) -> Result<Fd> {
     let _errno = KeepErrno::new();
     with_message(|message| {
+        // With the padding there would be room for two, and a second one would stay open.
+        // SAFETY: a computation.
+        message.msg_controllen = unsafe { libc::CMSG_LEN(size_of::<i32>() as u32) } as _;
         loop {
             // SAFETY: as for sending.
             match unsafe { libc::recvmsg(socket, message, libc::MSG_CMSG_CLOEXEC) } {
@@ -87,6 +90,35 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
+
+    /// Whoever sends more than was asked for must not fill our table.
+    #[test]
+    fn one_descriptor_and_no_more_is_taken() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (mine, sent) = UnixStream::pair().unwrap();
+        mine.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let file = super::super::memfd_create(c"hshm-test").unwrap();
+        with_message(|message| {
+            // SAFETY: as in `send_descriptor`; `Control` has room for two.
+            unsafe {
+                message.msg_controllen = libc::CMSG_SPACE(8) as _;
+                let header = libc::CMSG_FIRSTHDR(message);
+                (*header).cmsg_level = libc::SOL_SOCKET;
+                (*header).cmsg_type = libc::SCM_RIGHTS;
+                (*header).cmsg_len = libc::CMSG_LEN(8) as _;
+                let both = [file.raw(), sent.as_raw_fd()];
+                libc::CMSG_DATA(header).cast::<[i32; 2]>().write_unaligned(both);
+                assert_eq!(libc::sendmsg(here.as_raw_fd(), message, 0), 1);
+            }
+        });
+        drop(sent);
+        let got = receive_descriptor(there.as_raw_fd()).unwrap();
+        let inode = |fd: &Fd| super::super::stat(fd).unwrap().inode;
+        assert_eq!(inode(&got), inode(&file));
+        // The end of the stream: nobody has the other one open any more.
+        let read = std::io::Read::read(&mut &mine, &mut [0; 1]);
+        assert_eq!(read.map_err(|error| error.kind()), Ok(0));
+    }
 
     #[test]
     fn a_descriptor_goes_over() {
