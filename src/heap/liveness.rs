@@ -355,7 +355,7 @@ mod tests {
     fn nobody_visits_without_the_lock() {
         let region = Region::anonymous(AllocatorId::new(0x11FE, 0), 24 * MIB).unwrap();
         let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
-        let joining = Joining { max_bytes: 0, max_blocks: 0, watched: false, global: false };
+        let joining = Joining { max_bytes: 0, max_blocks: 0, watched: false, global: 0 };
         let visitor = heap.visitor();
         assert!(heap.claim_slot(visitor, joining).is_err());
         assert_eq!(heap.process(visitor).state.load(Relaxed), SLOT_FREE);
