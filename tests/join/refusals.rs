@@ -204,6 +204,8 @@ fn a_full_heap_fails_and_recovers() {
     let _turn = turn();
     let name = Name::new("full");
     let mut one = name.member_with(|command| command.env("HSHM_CAPACITY", "24M"));
+    // Whoever is first makes the heap, and says how large it is.
+    assert!(one.ask("region").ends_with(" 1"));
     let mut two = name.member();
     let first: usize = one.ask("fill").parse().unwrap();
     assert!((4 << 20..24 << 20).contains(&first), "{first}");
