@@ -483,6 +483,14 @@ fn ids_handles_and_the_table() {
     });
 }
 
+/// Does it when it goes out of scope.
+struct OnDrop<F: Fn()>(F);
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
 #[test]
 fn readers_never_see_a_mixture() {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -492,14 +500,22 @@ fn readers_never_see_a_mixture() {
         let keep = PosixMmap::create("", &OPTIONS).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                // Also when this panics: the reader waits for it.
+                let _stop = OnDrop(|| stop.store(true, Ordering::Relaxed));
                 for round in 0..2_000 {
                     // Lengths tell the regions apart: one page more for the second id.
                     let which = round % 2;
                     let options = OPTIONS.capacity((8 + which) * 4096).id(ids[which]);
                     let align = if round % 3 == 0 { 4096 } else { 1 << 36 };
-                    drop(PosixMmap::create("", &options.align(align)).unwrap());
+                    let made = loop {
+                        match PosixMmap::create("", &options.align(align)) {
+                            // The reader still has a handle to the last one with this id.
+                            Err(Error::AlreadyExists) => std::thread::yield_now(),
+                            made => break made,
+                        }
+                    };
+                    drop(made.unwrap());
                 }
-                stop.store(true, Ordering::Relaxed);
             });
             while !stop.load(Ordering::Relaxed) {
                 for (which, id) in ids.iter().enumerate() {

@@ -28,58 +28,12 @@
 //! through its slabs for such (`ThreadHeap::rescue` in `reap`).
 
 use crate::sync::atomic::Ordering;
-
-/// The two words of the protocol that a slab has, and the list head that a thread block has: the
-/// machine's atomics in a region, loom's in the model.
-pub(crate) trait Word32 {
-    fn load(&self, order: Ordering) -> u32;
-    fn store(&self, value: u32, order: Ordering);
-    fn swap(&self, value: u32, order: Ordering) -> u32;
-    fn compare_exchange_weak(
-        &self,
-        current: u32,
-        new: u32,
-        success: Ordering,
-        failure: Ordering,
-    ) -> Result<u32, u32>;
-}
-
-macro_rules! word32 {
-    ($type:ty) => {
-        impl Word32 for $type {
-            #[inline]
-            fn load(&self, order: Ordering) -> u32 {
-                <$type>::load(self, order)
-            }
-            #[inline]
-            fn store(&self, value: u32, order: Ordering) {
-                <$type>::store(self, value, order);
-            }
-            #[inline]
-            fn swap(&self, value: u32, order: Ordering) -> u32 {
-                <$type>::swap(self, value, order)
-            }
-            #[inline]
-            fn compare_exchange_weak(
-                &self,
-                current: u32,
-                new: u32,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<u32, u32> {
-                <$type>::compare_exchange_weak(self, current, new, success, failure)
-            }
-        }
-    };
-}
-word32!(crate::sync::atomic::AtomicU32);
-#[cfg(loom)]
-word32!(loom::sync::atomic::AtomicU32);
+use crate::sync::word::Word;
 
 /// Freer (its number, not 0), after its bits are set: makes sure that the slab (granule + 1) is on
 /// the list at `head`.
 #[inline]
-pub(crate) fn announce<W: Word32>(pending: &W, next: &W, head: &W, slab: u32, freer: u32) {
+pub(crate) fn announce<W: Word<u32>>(pending: &W, next: &W, head: &W, slab: u32, freer: u32) {
     if pending.load(Ordering::SeqCst) != 0 || pending.swap(freer, Ordering::SeqCst) != 0 {
         return;
     }
@@ -87,7 +41,7 @@ pub(crate) fn announce<W: Word32>(pending: &W, next: &W, head: &W, slab: u32, fr
     loop {
         next.store(first, Ordering::Relaxed);
         // Release: whoever takes the list sees the link, and the bits.
-        match head.compare_exchange_weak(first, slab, Ordering::SeqCst, Ordering::Relaxed) {
+        match head.compare_exchange(first, slab, Ordering::SeqCst, Ordering::Relaxed) {
             Ok(_) => return,
             Err(now) => first = now,
         }
@@ -96,14 +50,14 @@ pub(crate) fn announce<W: Word32>(pending: &W, next: &W, head: &W, slab: u32, fr
 
 /// Owner: takes the whole list. Zero is an empty one.
 #[inline]
-pub(crate) fn take_list<W: Word32>(head: &W) -> u32 {
+pub(crate) fn take_list<W: Word<u32>>(head: &W) -> u32 {
     if head.load(Ordering::Relaxed) == 0 { 0 } else { head.swap(0, Ordering::SeqCst) }
 }
 
 /// Owner: takes a slab off the list it took; afterwards the slab's remote words must be merged.
 /// Returns the next slab of the list (+1), zero at the end.
 #[inline]
-pub(crate) fn unlink<W: Word32>(pending: &W, next: &W) -> u32 {
+pub(crate) fn unlink<W: Word<u32>>(pending: &W, next: &W) -> u32 {
     let following = next.load(Ordering::Relaxed);
     pending.swap(0, Ordering::SeqCst);
     following

@@ -35,6 +35,7 @@ use crate::base::{AllocatorId, Error, Result};
 use crate::os;
 use crate::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::lock::{Guard, RawLock};
+use crate::sync::references::References;
 
 /// Regions that a process can have mapped at one time.
 pub(crate) const RECORDS_MAX: usize = 256;
@@ -113,7 +114,7 @@ pub(super) const KNOWN_ZERO: u32 = 16;
 struct Record {
     /// 0: never used. Odd: empty or being filled. Even: live.
     seq: AtomicU32,
-    references: AtomicU32,
+    references: References,
     base: AtomicUsize,
     len: AtomicUsize,
     id: AtomicU64,
@@ -143,7 +144,7 @@ static LOCK: RawLock = RawLock::new();
 static RECORDS: [Record; RECORDS_MAX] = [const {
     Record {
         seq: AtomicU32::new(0),
-        references: AtomicU32::new(0),
+        references: References::none(),
         base: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         id: AtomicU64::new(0),
@@ -459,7 +460,7 @@ pub(super) fn publish(entry: &Entry, exclusive: bool) -> Result<RecordIndex> {
     record.nested.store(0, Ordering::Relaxed);
     let parent = entry.parent.map_or(0, |parent| u32::from(parent.0) + 1);
     record.parent.store(parent, Ordering::Relaxed);
-    record.references.store(1, Ordering::Relaxed);
+    record.references.begin();
     // Never 0, so that a used record differs from an unused one.
     let live = seq.wrapping_add(1).max(2);
     record.seq.store(live, Ordering::Release);
@@ -514,23 +515,16 @@ pub(super) fn flags(index: RecordIndex) -> u32 {
 
 /// Counts another reference to a live record. The caller holds one.
 pub(super) fn retain(index: RecordIndex) {
-    // As with `Arc`: who holds a reference may make another without ordering.
-    index.record().references.fetch_add(1, Ordering::Relaxed);
+    index.record().references.retain();
 }
 
 /// Counts another reference to a record that may be going away: only if it is still the one that
 /// `seen` was read from.
 pub(super) fn try_retain(index: RecordIndex, seen: &Snapshot) -> bool {
-    // Under the lock a live record stays live, and one at zero references is being retired.
+    // Under the lock a live record stays live, though its last user may leave meanwhile.
     let _lock = LOCK.lock();
     let record = index.record();
-    if record.seq.load(Ordering::Relaxed) != seen.seq
-        || record.references.load(Ordering::Relaxed) == 0
-    {
-        return false;
-    }
-    record.references.fetch_add(1, Ordering::Relaxed);
-    true
+    record.seq.load(Ordering::Relaxed) == seen.seq && record.references.try_retain()
 }
 
 /// Counts a reference less. When it was the last, forgets the record and gives what has to be
@@ -538,11 +532,9 @@ pub(super) fn try_retain(index: RecordIndex, seen: &Snapshot) -> bool {
 /// no new region can be there yet.
 pub(super) fn release(index: RecordIndex) -> Option<Entry> {
     let record = index.record();
-    // Release what this user did; the last one acquires what all others did.
-    if record.references.fetch_sub(1, Ordering::Release) != 1 {
+    if !record.references.release() {
         return None;
     }
-    fence(Ordering::Acquire);
     let lock = LOCK.lock();
     let gone = entry(index);
     let mut at = 0;
@@ -582,7 +574,7 @@ pub(super) fn release(index: RecordIndex) -> Option<Entry> {
         seq != 0
             && seq & 1 == 0
             && other.id.load(Ordering::Relaxed) == gone.id.to_bits()
-            && other.references.load(Ordering::Relaxed) != 0
+            && other.references.any()
     });
     if let Some(heir) = heir
         && probe(gone.id).is_err()

@@ -16,5 +16,5 @@ pub(crate) use super::counted::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Atomi
 /// Loom's atomics, for the kernels' models.
 #[cfg(loom)]
 pub(crate) mod model {
-    pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize};
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 }

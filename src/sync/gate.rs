@@ -16,6 +16,7 @@
 use super::atomic::{AtomicU32, Ordering, compiler_fence, fence};
 use super::futex::{self, Scope};
 use super::lock::RawLock;
+use super::word::Word;
 use crossbeam_utils::Backoff;
 
 /// Nobody may enter.
@@ -26,37 +27,10 @@ const UNFENCED: u32 = 2;
 /// So long a closer sleeps before it looks again, where a visitor takes his time.
 const NAP_NS: u64 = 100_000;
 
-/// What the protocol needs of its words; loom has its own.
-trait Word {
-    fn load(&self, order: Ordering) -> u32;
-    fn store(&self, value: u32, order: Ordering);
-    fn fetch_or(&self, value: u32, order: Ordering) -> u32;
-}
-
-macro_rules! word {
-    ($type:ty) => {
-        impl Word for $type {
-            #[inline]
-            fn load(&self, order: Ordering) -> u32 {
-                <$type>::load(self, order)
-            }
-            #[inline]
-            fn store(&self, value: u32, order: Ordering) {
-                <$type>::store(self, value, order);
-            }
-            #[inline]
-            fn fetch_or(&self, value: u32, order: Ordering) -> u32 {
-                <$type>::fetch_or(self, value, order)
-            }
-        }
-    };
-}
-word!(AtomicU32);
-
 /// Visitor: counts itself in, then looks whether it may be. `barrier` orders the two where no closer
 /// does.
 #[inline]
-fn come<W: Word>(visits: &W, count: u32, state: &W, barrier: impl FnOnce()) -> bool {
+fn come<W: Word<u32>>(visits: &W, count: u32, state: &W, barrier: impl FnOnce()) -> bool {
     visits.store(count, Ordering::Relaxed);
     barrier();
     // Acquire: what a closer did to things while they stood still is seen inside.
@@ -66,17 +40,17 @@ fn come<W: Word>(visits: &W, count: u32, state: &W, barrier: impl FnOnce()) -> b
 /// Visitor: counts itself out again. Release: a closer that sees no visits sees all that was done on
 /// them.
 #[inline]
-fn leave<W: Word>(visits: &W, count: u32) {
+fn leave<W: Word<u32>>(visits: &W, count: u32) {
     visits.store(count, Ordering::Release);
 }
 
 /// Closer: whoever comes after `barrier` sees the gate closed, and whoever came before is seen.
-fn shut<W: Word>(state: &W, barrier: impl FnOnce(u32)) {
+fn shut<W: Word<u32>>(state: &W, barrier: impl FnOnce(u32)) {
     barrier(state.fetch_or(CLOSED, Ordering::SeqCst));
 }
 
 /// Closer: whether a visitor is inside. Acquire: with [`leave`].
-fn is_inside<W: Word>(visits: &W) -> bool {
+fn is_inside<W: Word<u32>>(visits: &W) -> bool {
     visits.load(Ordering::Acquire) != 0
 }
 
@@ -302,8 +276,6 @@ mod tests {
 mod loom_models {
     use super::*;
     use loom::sync::Arc;
-
-    word!(loom::sync::atomic::AtomicU32);
 
     fn fence() {
         loom::sync::atomic::fence(Ordering::SeqCst);

@@ -10,4 +10,6 @@ pub(crate) mod futex;
 pub(crate) mod gate;
 pub(crate) mod identity;
 pub(crate) mod lock;
+pub(crate) mod references;
 pub(crate) mod shm_lock;
+pub(crate) mod word;

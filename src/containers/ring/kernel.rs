@@ -36,48 +36,8 @@
 //! word that would free the cell fails.
 
 use crate::base::{Error, Result};
-use crate::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
-
-/// What the kernel needs of its words: the machine's in a heap, loom's in the models.
-pub(super) trait Word {
-    fn load(&self, order: Ordering) -> u64;
-    fn store(&self, value: u64, order: Ordering);
-    fn compare_exchange(
-        &self,
-        current: u64,
-        new: u64,
-        success: Ordering,
-        failure: Ordering,
-    ) -> Result<u64, u64>;
-}
-
-macro_rules! word {
-    ($type:ty) => {
-        impl Word for $type {
-            #[inline]
-            fn load(&self, order: Ordering) -> u64 {
-                <$type>::load(self, order)
-            }
-            #[inline]
-            fn store(&self, value: u64, order: Ordering) {
-                <$type>::store(self, value, order);
-            }
-            #[inline]
-            fn compare_exchange(
-                &self,
-                current: u64,
-                new: u64,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<u64, u64> {
-                <$type>::compare_exchange(self, current, new, success, failure)
-            }
-        }
-    };
-}
-word!(crate::sync::atomic::AtomicU64);
-#[cfg(loom)]
-word!(crate::sync::atomic::model::AtomicU64);
+use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use crate::sync::word::Word;
 
 const FULL: u64 = 1 << 24;
 const LAP_SHIFT: u32 = 25;
@@ -106,7 +66,7 @@ impl<W> Clone for Kernel<'_, W> {
 }
 impl<W> Copy for Kernel<'_, W> {}
 
-impl<W: Word> Kernel<'_, W> {
+impl<W: Word<u64>> Kernel<'_, W> {
     #[inline]
     fn slot(&self, at: u64) -> &W {
         &self.slots[at as usize & (self.slots.len() - 1)]
