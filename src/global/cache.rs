@@ -136,15 +136,15 @@ pub(crate) struct RunCache {
 }
 
 impl RunCache {
-    /// Granules that may be kept now.
-    fn room(&self) -> usize {
-        (self.most_used - self.used).clamp(SPARE_RUNS, MOST_RUNS)
+    /// Granules that may be kept beside `used` in use.
+    fn room(&self, used: usize) -> usize {
+        self.most_used.saturating_sub(used).clamp(SPARE_RUNS, MOST_RUNS)
     }
     /// Keeps a run of `granules` that the thread frees; false where it does not fit.
     #[inline]
     pub(crate) fn keep(&mut self, granules: usize, run: KeptRun) -> bool {
         self.used = self.used.saturating_sub(granules);
-        let fits = self.kept + granules <= self.room();
+        let fits = self.kept + granules <= self.room(self.used);
         let Some(bin) = self.bins.get_mut(granules.wrapping_sub(1)) else { return false };
         if !fits || bin.len == RUNS_KEPT {
             return false;
@@ -174,8 +174,7 @@ impl RunCache {
     /// A run that must go before the thread takes one of `granules` that it has none of: the
     /// longest, of which the next can be cut.
     pub(crate) fn take_surplus(&mut self, granules: usize) -> Option<KeptRun> {
-        let used = self.used + granules;
-        let room = (self.most_used.max(used) - used).clamp(SPARE_RUNS, MOST_RUNS);
+        let room = self.room(self.used + granules);
         if self.kept > room { self.take_longest() } else { None }
     }
     /// Keeps nothing any more; what was kept is nobody's then.
@@ -611,6 +610,31 @@ mod tests {
         for size in 1..=MAX_SMALL {
             assert_eq!(class_for(size).index(), class_index(size));
         }
+    }
+
+    /// What a thread keeps and uses is no more than it once used, but for the spare.
+    #[test]
+    fn runs_kept_never_make_a_higher_peak() {
+        // SAFETY: all zeros are a cache without runs.
+        let mut runs: RunCache = unsafe { core::mem::zeroed() };
+        let run = || KeptRun { block: ptr::without_provenance_mut(1 << 21), committed: 1 << 16 };
+        // Nothing was used: a spare, and no more.
+        assert!((0..SPARE_RUNS / 8).all(|_| runs.keep(8, run())));
+        assert!(!runs.keep(1, run()));
+        assert!(runs.take_surplus(8).is_none());
+        // Of 40 that were used at once, as many may be kept as are free.
+        runs.note_resized(0, 40);
+        let kept = [(); 5].map(|()| runs.keep(8, run()));
+        assert_eq!(kept, [false, false, true, true, true]);
+        assert_eq!((runs.kept, runs.used), (40, 0));
+        assert!(!runs.keep(1, run()));
+        // Taken again: the peak stays.
+        assert!(runs.take(8, 1).is_some() && runs.take(7, 1).is_none());
+        assert_eq!((runs.kept, runs.used, runs.most_used), (32, 8, 40));
+        // A length there is none of makes others go, until all together are within the peak.
+        while runs.take_surplus(7).is_some() {}
+        assert_eq!((runs.kept, runs.used), (24, 8));
+        assert_eq!(runs.take_longest().map(|run| run.committed), Some(1 << 16));
     }
 
     #[test]
