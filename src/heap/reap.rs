@@ -44,7 +44,7 @@
 use super::chunk::Use;
 use super::granule::{BlockId, Entry, GranuleIdx, Kind};
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
-use super::process::{MAX_RUN, SLOT_DYING, SLOT_LIVE};
+use super::process::{SLOT_DYING, SLOT_LIVE};
 use super::remote;
 use super::slab::Slab;
 use super::thread::ThreadHeap;
@@ -284,8 +284,8 @@ impl RegionHeap {
                 (class.slab_granules(), left > 0)
             }
             Kind::Run if entry.distance() == 0 => {
-                let count = desc.run_granules.load(Relaxed);
-                if !(1..=MAX_RUN).contains(&count) || count > room {
+                let count = self.run_granules(head);
+                if count == 0 || count > room {
                     return (1, false);
                 }
                 let live = stays(at) && !desc.is_run_returned();
