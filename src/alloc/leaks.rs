@@ -1,11 +1,11 @@
 //! What is still allocated, by size class: leak reports, and a guard for tests.
 //!
 //! Nothing is remembered for them: a report walks the allocator when it is asked for, so a program that
-//! asks for none pays nothing.
+//! asks for none pays nothing. Nor does a report allocate: it may be about the global allocator.
 
 use core::fmt;
 
-use super::traits::{Allocator, BlockInfo};
+use super::traits::Allocator;
 use crate::base::classes::{CLASSES, MAX_SMALL, class_index, class_size};
 use crate::base::{AllocatorId, Result};
 
@@ -60,7 +60,29 @@ pub struct LeakClass {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeakReport {
     id: AllocatorId,
-    rows: Box<[Row; ROWS]>,
+    /// Here and not in a block of the heap that may be counted.
+    rows: [Row; ROWS],
+}
+
+/// What a [`LeakReport`] can be made of: every [`Allocator`], and [`HshmAlloc`](crate::HshmAlloc).
+pub trait LeakSource {
+    /// The blocks that are handed out: all of them, or this process's own.
+    ///
+    /// # Errors
+    /// As [`Allocator::visit_blocks`].
+    fn leak_report(&self, own_only: bool) -> Result<LeakReport>;
+}
+
+impl<A: Allocator + ?Sized> LeakSource for A {
+    fn leak_report(&self, own_only: bool) -> Result<LeakReport> {
+        let mut report = LeakReport::empty(self.id());
+        self.visit_blocks(&mut |block| {
+            if block.own || !own_only {
+                report.add(block.size);
+            }
+        })?;
+        Ok(report)
+    }
 }
 
 impl LeakReport {
@@ -68,33 +90,29 @@ impl LeakReport {
     ///
     /// # Errors
     /// As [`Allocator::visit_blocks`].
-    pub fn of<A: Allocator + ?Sized>(alloc: &A) -> Result<LeakReport> {
-        Self::count(alloc, |_| true)
+    pub fn of<S: LeakSource + ?Sized>(alloc: &S) -> Result<LeakReport> {
+        alloc.leak_report(false)
     }
 
     /// Those that belong to this process: what it would leave behind.
     ///
     /// # Errors
     /// As [`Allocator::visit_blocks`].
-    pub fn of_this_process<A: Allocator + ?Sized>(alloc: &A) -> Result<LeakReport> {
-        Self::count(alloc, |block| block.own)
+    pub fn of_this_process<S: LeakSource + ?Sized>(alloc: &S) -> Result<LeakReport> {
+        alloc.leak_report(true)
     }
 
-    fn count<A: Allocator + ?Sized>(
-        alloc: &A,
-        counts: impl Fn(&BlockInfo) -> bool,
-    ) -> Result<LeakReport> {
-        // All room is there before the walk, which may hold the allocator's lock.
-        let mut rows = Box::new([Row::default(); ROWS]);
-        alloc.visit_blocks(&mut |block| {
-            if counts(&block)
-                && let Some(row) = rows.get_mut(row_of(block.size))
-            {
-                row.blocks += 1;
-                row.bytes += block.size;
-            }
-        })?;
-        Ok(LeakReport { id: alloc.id(), rows })
+    /// Nothing, of an allocator.
+    pub(crate) const fn empty(id: AllocatorId) -> LeakReport {
+        LeakReport { id, rows: [Row { blocks: 0, bytes: 0 }; ROWS] }
+    }
+
+    /// Counts a block of `size` bytes. Sizes may be what somebody else wrote there.
+    pub(crate) fn add(&mut self, size: usize) {
+        if let Some(row) = self.rows.get_mut(row_of(size)) {
+            row.blocks = row.blocks.saturating_add(1);
+            row.bytes = row.bytes.saturating_add(size);
+        }
     }
 
     /// The allocator's id.
@@ -103,11 +121,11 @@ impl LeakReport {
     }
     /// How many blocks are still allocated.
     pub fn blocks(&self) -> usize {
-        self.rows.iter().map(|row| row.blocks).sum()
+        self.rows.iter().fold(0, |sum, row| sum.saturating_add(row.blocks))
     }
     /// Their bytes, as the allocator rounded them.
     pub fn bytes(&self) -> usize {
-        self.rows.iter().map(|row| row.bytes).sum()
+        self.rows.iter().fold(0, |sum, row| sum.saturating_add(row.bytes))
     }
     /// Whether nothing is.
     pub fn is_empty(&self) -> bool {
@@ -124,7 +142,7 @@ impl LeakReport {
     /// What has come since an earlier report of the same allocator: of each class, the blocks that are
     /// more than they were.
     pub fn since(&self, before: &LeakReport) -> LeakReport {
-        let mut rows = self.rows.clone();
+        let mut rows = self.rows;
         for (row, was) in rows.iter_mut().zip(before.rows.iter()) {
             let blocks = row.blocks.saturating_sub(was.blocks);
             let bytes = if blocks == 0 { 0 } else { row.bytes.saturating_sub(was.bytes) };
@@ -158,7 +176,8 @@ impl fmt::Display for LeakReport {
 /// [`LeakReport`] of what is more. For tests.
 ///
 /// Blocks of other threads and processes count, too: for tests that have the allocator to themselves.
-/// While a panic is under way it says nothing.
+/// While a panic is under way it says nothing. Of the global allocator, see
+/// [what its threads' caches count as](crate::HshmAlloc::currently_allocated_size).
 ///
 /// ```should_panic
 /// use hshm::{Allocator, LeakCheck, MallocAllocator, MemContext};
@@ -167,12 +186,12 @@ impl fmt::Display for LeakReport {
 /// alloc.new_obj(MemContext::DEFAULT, String::from("forgotten")).unwrap();
 /// ```
 #[must_use = "the check is made when it is dropped"]
-pub struct LeakCheck<'a, A: Allocator + ?Sized> {
+pub struct LeakCheck<'a, A: LeakSource + ?Sized> {
     alloc: &'a A,
     before: Option<LeakReport>,
 }
 
-impl<'a, A: Allocator + ?Sized> LeakCheck<'a, A> {
+impl<'a, A: LeakSource + ?Sized> LeakCheck<'a, A> {
     /// Notes what is allocated.
     ///
     /// # Panics
@@ -187,6 +206,7 @@ impl<'a, A: Allocator + ?Sized> LeakCheck<'a, A> {
     /// # Panics
     /// Where the allocator's data are damaged.
     #[track_caller]
+    #[expect(clippy::result_large_err, reason = "a report is in no heap that may be counted")]
     pub fn finish(mut self) -> Result<(), LeakReport> {
         match self.leaked() {
             Some(leaked) => Err(leaked),
@@ -202,11 +222,11 @@ impl<'a, A: Allocator + ?Sized> LeakCheck<'a, A> {
 }
 
 #[track_caller]
-fn report<A: Allocator + ?Sized>(alloc: &A) -> LeakReport {
+fn report<A: LeakSource + ?Sized>(alloc: &A) -> LeakReport {
     LeakReport::of(alloc).unwrap_or_else(|error| panic!("no leak report: {error}"))
 }
 
-impl<A: Allocator + ?Sized> Drop for LeakCheck<'_, A> {
+impl<A: LeakSource + ?Sized> Drop for LeakCheck<'_, A> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;

@@ -21,7 +21,7 @@ pub use crate::heap::buddy::Accounting;
 pub use buddy::BuddyAllocator;
 pub use ctx::CtxAllocator;
 pub use exclusive::Exclusive;
-pub use leaks::{LeakCheck, LeakClass, LeakReport};
+pub use leaks::{LeakCheck, LeakClass, LeakReport, LeakSource};
 pub use malloc::MallocAllocator;
 pub use scalable::ScalablePageAllocator;
 pub use stack::StackAllocator;

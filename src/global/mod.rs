@@ -25,6 +25,7 @@ mod fork;
 mod grow;
 mod heap;
 mod join;
+mod leaks;
 mod share;
 mod slow;
 mod stats;
@@ -89,6 +90,22 @@ impl HshmAlloc {
     /// How much the heap uses.
     pub fn stats(&self) -> HeapStats {
         HeapStats::of_this_process()
+    }
+    /// Bytes in blocks that are handed out, as the heap rounds them; of a heap that was
+    /// [joined](HshmAllocBuilder::region), all programs' together. Equal before and after balanced use,
+    /// and what [`LeakReport::of`](crate::LeakReport::of) says in detail.
+    ///
+    /// Each thread keeps some of what was freed for its next allocations. The calling thread's go back
+    /// to the heap before anything is counted, and so did those of threads that have ended (joined, that
+    /// is: `thread::scope` goes on before its threads have quite ended). What the caches of *other living
+    /// threads* keep counts as handed out, for nobody but those threads knows what that is:
+    /// at most 64 KiB of each size class (8 blocks above 8 KiB), and 8 MiB of blocks of more than 32 KiB.
+    ///
+    /// The heap is counted while it stands still, so the sum is one that was true at one moment; threads
+    /// that allocate or free meanwhile wait, as far as their caches do not serve them. It takes time with
+    /// the size of the heap, and nothing is remembered for it.
+    pub fn currently_allocated_size(&self) -> usize {
+        leaks::bytes_allocated()
     }
     /// Gives what is free back to the system: this thread's cache, empty slabs, free pages.
     pub fn trim(&self) {

@@ -456,16 +456,21 @@ fn tidy_all(cache: &mut ThreadCache) {
     }
 }
 
-/// Gives what is free back to the system, as far as the calling thread can reach it.
-pub(crate) fn trim() {
+/// Sends everything back that the calling thread's cache keeps.
+pub(crate) fn flush_own() {
     let cache = tls::get();
-    let _visit = HEAP.visit();
     // SAFETY: the pointer is to this thread's cache, which nothing else refers to now.
     unsafe {
         if (*cache).phase == Phase::Live {
             flush_cache(&mut *cache);
         }
     }
+}
+
+/// Gives what is free back to the system, as far as the calling thread can reach it.
+pub(crate) fn trim() {
+    let _visit = HEAP.visit();
+    flush_own();
     HEAP.tidy_pool();
     for part in HEAP.parts() {
         with_shared(part, |heap| heap.tidy(&part.heap));
