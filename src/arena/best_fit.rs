@@ -4,8 +4,9 @@
 //! ```text
 //!  chunk: | next chunk | length | 0+used | block | block | block ... | 0+used |
 //!
-//!  block: | size + flags | payload .................................. | size + used |
-//!  free:  | size + flags | left | right | parent | next | prev | ...  | size        |
+//!  block: | size + flags | payload ............................................ | size + used |
+//!  free:  | size + flags | next | prev | ................................ ...... | size        |
+//!  node:  | size + flags | next | prev | left | right | parent | ............... | size        |
 //! ```
 //!
 //! Sizes are multiples of 8 and count header and footer, so that the low bits of a header are free
@@ -14,14 +15,17 @@
 //! used block of size 0 ends a chunk on either side, so that no block has to be asked whether it is
 //! the first or the last.
 //!
-//! Free blocks are found by size. One of every size is a node of a red-black tree (the crate's only
-//! one, [`heap::rbtree`](crate::heap::rbtree)); others of that size hang on it in a ring. So the
-//! tree has as many nodes as there are different sizes, however many blocks are free, and a block
-//! that is not in the tree joins or leaves in a few stores. (Boundary tags are Knuth's; trees inside
-//! free blocks with rings for equal sizes are an old practice, too.)
+//! Free blocks are found by size (`best_fit/free.rs`). Short ones have a bin for every size, and a word
+//! of bits says which bins have any: the best fit is the next bit that is set. Of the others one of
+//! every size is a node of a red-black tree (the crate's only one,
+//! [`heap::rbtree`](crate::heap::rbtree)), and those of that size hang on it in a ring. So the tree
+//! has as many nodes as there are different sizes, however many blocks are free, and a block that is
+//! not in the tree joins or leaves in a few stores. (Boundary tags are Knuth's; bins for small sizes
+//! are Doug Lea's; trees inside free blocks with rings for equal sizes are an old practice, too.)
 //!
 //! Invariants, walked by [`BestFit::verify`]: blocks tile their chunks; header and footer agree; no
-//! two free blocks touch; every free block is in the tree or in the ring of a node of its size.
+//! two free blocks touch; every free block is in the bin of its size, in the tree, or in the ring of a
+//! node of its size.
 #![allow(unsafe_code)] // keeps its books in raw memory
 
 use core::alloc::Layout;
@@ -31,7 +35,7 @@ use core::ptr::{self, NonNull};
 
 use super::Arena;
 use crate::base::{Error, KIB, MIB, Result, align_up};
-use crate::heap::rbtree::{Link, Node, Nodes, Tree};
+use free::Free;
 
 const USED: u64 = 1;
 const TREE: u64 = 2;
@@ -39,13 +43,10 @@ const RED: u64 = 4;
 const FLAGS: u64 = 7;
 /// Header and footer.
 const TAGS: u64 = 16;
-/// Tags and five links.
-const SMALLEST: u64 = TAGS + 40;
+/// Tags and two links.
+const SMALLEST: u64 = TAGS + 16;
 /// Link, length, and the used block of size 0 at either end of a chunk.
 const CHUNK_TAGS: u64 = 32;
-/// The words of a free block behind its header: the tree's links, then the ring's.
-const NEXT: u64 = 4;
-const PREV: u64 = 5;
 /// Chunks double from the first to the last of these.
 const FIRST_CHUNK: usize = 64 * KIB;
 const LARGEST_CHUNK: usize = 4 * MIB;
@@ -66,8 +67,9 @@ pub struct BestFitStats {
     pub chunks: usize,
 }
 
-/// A heap inside an arena: best fit in O(log n) of the different sizes that are free, coalescing in
-/// O(1) (and the tree's O(log n)) at every free.
+/// A heap inside an arena: best fit in O(1) for blocks of less than a kilobyte, in O(log n) of the
+/// different sizes that are free for longer ones; freed blocks are joined with their neighbours at
+/// once, which takes as long.
 ///
 /// ```
 /// use core::alloc::Layout;
@@ -82,7 +84,7 @@ pub struct BestFitStats {
 /// ```
 pub struct BestFit<'a> {
     arena: &'a Arena<'a>,
-    root: Cell<u64>,
+    free: Free,
     /// The newest chunk; 0 for none.
     chunks: Cell<u64>,
     next_chunk: Cell<usize>,
@@ -97,7 +99,7 @@ impl<'a> BestFit<'a> {
     pub const fn new(arena: &'a Arena<'a>) -> Self {
         BestFit {
             arena,
-            root: Cell::new(0),
+            free: Free::new(),
             chunks: Cell::new(0),
             next_chunk: Cell::new(FIRST_CHUNK),
             low: Cell::new(u64::MAX),
@@ -142,58 +144,6 @@ impl<'a> BestFit<'a> {
         let mut stats = self.stats.get();
         change(&mut stats);
         self.stats.set(stats);
-    }
-
-    /// Adds a block, whose size is in `size`, to the free ones.
-    fn file(&self, block: u64, size: u64) -> Result<()> {
-        self.tag(block, size, 0);
-        self.count(|stats| {
-            stats.free_blocks += 1;
-            stats.free_bytes += size as usize;
-        });
-        let tree = Tree(self);
-        if let Some(Node(first)) = tree.find(size)? {
-            let second = self.get(first + 8 * NEXT);
-            self.set(block + 8 * NEXT, second);
-            self.set(block + 8 * PREV, first);
-            self.set(second + 8 * PREV, block);
-            self.set(first + 8 * NEXT, block);
-            return Ok(());
-        }
-        self.set(block, size | TREE);
-        self.set(block + 8 * NEXT, block);
-        self.set(block + 8 * PREV, block);
-        tree.insert(Node(block))
-    }
-
-    /// Takes a block out of the free ones.
-    fn unfile(&self, block: u64) -> Result<()> {
-        let header = self.get(block);
-        let size = header & !FLAGS;
-        self.count(|stats| {
-            stats.free_blocks -= 1;
-            stats.free_bytes -= size as usize;
-        });
-        let (next, prev) = (self.get(block + 8 * NEXT), self.get(block + 8 * PREV));
-        if header & TREE != 0 {
-            if next == block {
-                return Tree(self).remove(Node(block));
-            }
-            self.set(next, size | TREE);
-            Tree(self).substitute(Node(block), Node(next))?;
-        }
-        self.set(next + 8 * PREV, prev);
-        self.set(prev + 8 * NEXT, next);
-        Ok(())
-    }
-
-    /// A free block of at least `size` bytes, of those the shortest, taken out of the free ones.
-    fn best(&self, size: u64) -> Result<Option<u64>> {
-        let Some(Node(first)) = Tree(self).lower_bound(size)? else { return Ok(None) };
-        // Another of the size comes out of the ring more cheaply than the node out of the tree.
-        let block = self.get(first + 8 * NEXT);
-        self.unfile(block)?;
-        Ok(Some(block))
     }
 
     /// Allocates a block; it may hold anything.
@@ -390,7 +340,7 @@ impl<'a> BestFit<'a> {
         self.stats.get()
     }
 
-    /// Walks every chunk, the tree and the rings.
+    /// Walks every chunk, the bins, the tree and the rings.
     ///
     /// # Errors
     /// [`Error::Corrupt`] where something does not agree: somebody wrote past the end of a block.
@@ -422,70 +372,9 @@ impl<'a> BestFit<'a> {
             sound(block == end && self.get(end) == USED)?;
             chunk = self.get(chunk);
         }
-        let tree = Tree(self);
-        tree.verify()?;
-        let mut filed = 0;
-        for node in tree.iter() {
-            let Node(first) = node?;
-            let mut block = first;
-            loop {
-                sound(self.size(block) == self.size(first) && self.get(block) & USED == 0)?;
-                sound((self.get(block) & TREE != 0) == (block == first))?;
-                filed += 1;
-                let next = self.get(block + 8 * NEXT);
-                sound(self.get(next + 8 * PREV) == block && filed <= seen.free_blocks)?;
-                block = next;
-                if block == first {
-                    break;
-                }
-            }
-        }
+        let filed = self.verify_free(seen.free_blocks)?;
         sound(filed == seen.free_blocks && seen == self.stats.get())?;
         Ok(seen)
-    }
-}
-
-/// The tree by size.
-impl Nodes for &BestFit<'_> {
-    type Key = u64;
-
-    #[inline]
-    fn key(&self, node: Node) -> Result<u64> {
-        Ok(self.size(node.0))
-    }
-    #[inline]
-    fn link(&self, node: Node, link: Link) -> Result<Option<Node>> {
-        let to = self.get(node.0 + 8 + 8 * link as u64);
-        if to == 0 {
-            return Ok(None);
-        }
-        let place = to.is_multiple_of(8) && self.low.get() < to && to < self.high.get();
-        if place { Ok(Some(Node(to))) } else { Err(Error::Corrupt) }
-    }
-    #[inline]
-    fn set_link(&self, node: Node, link: Link, to: Option<Node>) -> Result<()> {
-        self.set(node.0 + 8 + 8 * link as u64, to.map_or(0, |to| to.0));
-        Ok(())
-    }
-    #[inline]
-    fn is_red(&self, node: Node) -> Result<bool> {
-        Ok(self.get(node.0) & RED != 0)
-    }
-    #[inline]
-    fn set_red(&self, node: Node, red: bool) -> Result<()> {
-        let header = self.get(node.0);
-        self.set(node.0, if red { header | RED } else { header & !RED });
-        Ok(())
-    }
-    #[inline]
-    fn root(&self) -> Result<Option<Node>> {
-        let root = self.root.get();
-        Ok((root != 0).then_some(Node(root)))
-    }
-    #[inline]
-    fn set_root(&self, root: Option<Node>) -> Result<()> {
-        self.root.set(root.map_or(0, |root| root.0));
-        Ok(())
     }
 }
 
@@ -495,5 +384,6 @@ impl fmt::Debug for BestFit<'_> {
     }
 }
 
+mod free;
 #[cfg(test)]
 mod tests;

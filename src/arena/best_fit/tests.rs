@@ -149,3 +149,91 @@ fn a_model_of_it() {
     let stats = heap.verify().unwrap();
     assert_eq!((stats.used_bytes, stats.free_blocks), (0, stats.chunks));
 }
+
+/// Every allocation against a map of what is free: it must come from the shortest free block that is
+/// long enough, and what is freed must be joined at once. Sizes lie about those where bins end.
+#[test]
+fn every_allocation_is_the_best_fit() {
+    let operations: usize = std::env::var("HSHM_ARENA_OPERATIONS")
+        .map_or(30_000, |n| n.parse().expect("HSHM_ARENA_OPERATIONS is a number"));
+    let arena = Arena::builder().growth(Growth::Reserved).capacity(256 * MIB).build().unwrap();
+    let heap = BestFit::new(&arena);
+    let all = heap.allocate(layout(16 * MIB, 8)).unwrap();
+    // SAFETY: live, and freed once.
+    unsafe { heap.free(all).unwrap() };
+    // Start to length: one chunk, one free block.
+    let mut free =
+        std::collections::BTreeMap::from([(all.addr().get() - 8, heap.stats().free_bytes)]);
+    let mut live: Vec<(NonNull<u8>, usize)> = Vec::new();
+    let mut random = 11u64;
+    for step in 0..operations {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let (choice, at) = ((random >> 60) as usize, (random >> 30) as usize);
+        if live.is_empty() || choice < 8 && live.len() < 2000 {
+            let size = match choice % 4 {
+                0 => at % 120,
+                1 => 960 + at % 120,
+                2 => at % 1100,
+                _ => at % 8000,
+            };
+            let needed = (size.next_multiple_of(8) + 16).max(SMALLEST as usize);
+            let shortest = *free.values().filter(|&&len| len >= needed).min().unwrap();
+            let place = heap.allocate(layout(size, 8)).unwrap();
+            let start = place.addr().get() - 8;
+            assert_eq!(free.remove(&start), Some(shortest), "step {step}: {size} bytes");
+            let kept = if shortest - needed < SMALLEST as usize { shortest } else { needed };
+            if kept != shortest {
+                free.insert(start + kept, shortest - kept);
+            }
+            // SAFETY: a block of that many bytes.
+            unsafe {
+                assert_eq!(heap.usable_size(place).unwrap(), kept - 16);
+                place.write_bytes(0xFF, kept - 16);
+            }
+            live.push((place, kept));
+        } else {
+            let (place, mut len) = live.swap_remove(at % live.len());
+            // SAFETY: live, and freed once.
+            unsafe { heap.free(place).unwrap() };
+            let mut start = place.addr().get() - 8;
+            if let Some(behind) = free.remove(&(start + len)) {
+                len += behind;
+            }
+            if let Some((&before, &its)) = free.range(..start).next_back()
+                && before + its == start
+            {
+                free.remove(&before);
+                (start, len) = (before, its + len);
+            }
+            free.insert(start, len);
+        }
+        let stats = heap.stats();
+        assert_eq!((stats.free_blocks, stats.chunks), (free.len(), 1));
+        assert_eq!(stats.free_bytes, free.values().sum::<usize>());
+        if step % 512 == 0 {
+            assert_eq!(heap.verify().unwrap(), stats);
+        }
+    }
+}
+
+/// A free block in a bin, in the tree and in a ring whose links somebody wrote over.
+#[test]
+fn damaged_links_are_found() {
+    for size in [100, 3000] {
+        for word in 0..2 {
+            let arena = Arena::new();
+            let heap = BestFit::new(&arena);
+            let blocks = [(); 6].map(|()| heap.allocate(layout(size, 8)).unwrap());
+            // SAFETY: each is freed once; then links are damaged, which `verify` is to find.
+            unsafe {
+                for place in [blocks[0], blocks[2], blocks[4]] {
+                    heap.free(place).unwrap();
+                }
+                heap.verify().unwrap();
+                // In a bin the one in the middle, in the tree one of the ring.
+                blocks[2].cast::<u64>().add(word).write(12);
+            }
+            assert_eq!(heap.verify(), Err(Error::Corrupt), "{size} {word}");
+        }
+    }
+}
