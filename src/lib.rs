@@ -12,7 +12,9 @@
 //! shared memory. A 16-byte [`ShmPtr`] says where, to any process that attaches the heap: nothing
 //! is copied, nothing is serialized.
 //!
-//! ```
+#![cfg_attr(not(feature = "c-api"), doc = "```")]
+// With the C library's `malloc` in the program its heap is private, unless the environment says otherwise.
+#![cfg_attr(feature = "c-api", doc = "```no_run")]
 //! use hshm::{AttachedHeap, FullPtr, HeapToken, HshmAlloc, RegionOptions};
 //!
 //! #[global_allocator]

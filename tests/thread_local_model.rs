@@ -4,7 +4,8 @@ use std::alloc::Layout;
 use std::collections::BTreeMap;
 
 use hshm::{
-    Allocator, AllocatorId, Error, MemContext, OffsetPtr, Region, ThreadId, ThreadLocalAllocator,
+    Allocator, AllocatorId, Error, KIB, MIB, MemContext, OffsetPtr, Region, ScalablePageAllocator,
+    ThreadId, ThreadLocalAllocator,
 };
 
 /// xorshift64*: the same sequence for the same seed on every machine.
@@ -170,4 +171,34 @@ fn free_chunks_join_the_fresh_ones() {
     // SAFETY: as above.
     unsafe { alloc.free_offset(MemContext::DEFAULT, second).unwrap() };
     alloc.verify().unwrap();
+}
+
+/// A run moves at most once on its way, and the next that grows so far finds the room at once.
+#[test]
+fn what_grows_again_and_again_finds_room() {
+    let layout = |granules: usize| Layout::from_size_align(granules * 64 * KIB, 8).unwrap();
+    let region = |minor| Region::anonymous(AllocatorId::new(0x96, minor), 64 * MIB).unwrap();
+    let allocators: [Box<dyn Allocator>; 2] = [
+        Box::new(ThreadLocalAllocator::shm_init(region(0)).unwrap()),
+        Box::new(ScalablePageAllocator::shm_init(region(1)).unwrap()),
+    ];
+    for alloc in allocators {
+        // Behind the tables begins a chunk that is no whole one.
+        for round in 0..8 {
+            let mut block = alloc.allocate_offset(MemContext::DEFAULT, layout(1)).unwrap();
+            let mut moves = 0;
+            for granules in 2..=32 {
+                // SAFETY: live, and only the result is used again.
+                let grown = unsafe {
+                    alloc.reallocate_offset(MemContext::DEFAULT, block, layout(granules))
+                };
+                moves += (grown != Ok(block)) as usize;
+                block = grown.unwrap();
+            }
+            assert!(moves <= (round == 0) as usize, "moved {moves} times in round {round}");
+            // SAFETY: live, and not used again.
+            unsafe { alloc.free_offset(MemContext::DEFAULT, block).unwrap() };
+        }
+        assert_eq!(alloc.currently_allocated_size(), 0);
+    }
 }

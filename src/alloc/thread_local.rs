@@ -119,6 +119,10 @@ pub struct ThreadLocalAllocator {
     /// What happens to its blocks when it leaves.
     stays: Stays,
     choice: Choice,
+    /// Granules that runs grew to lately: a hint, of which each new run takes one away. Whoever grows
+    /// block after block finds room behind each, instead of moving it once it is large; whoever does
+    /// not fills chunks as tightly as before.
+    grown: AtomicU32,
 }
 
 /// Which thread block serves a request.
@@ -211,7 +215,15 @@ impl ThreadLocalAllocator {
             .collect();
         let stays = Stays::All;
         let generation = os::fork_generation();
-        Ok(ThreadLocalAllocator { heap, process, generation, locals, stays, choice })
+        Ok(ThreadLocalAllocator {
+            heap,
+            process,
+            generation,
+            locals,
+            stays,
+            choice,
+            grown: AtomicU32::new(0),
+        })
     }
 
     /// The engine, for what is built on both.
@@ -418,11 +430,20 @@ impl ThreadLocalAllocator {
         thread.collect(&self.heap);
         let max_run = MAX_RUN as usize * GRANULE;
         let (head, zeroed) = if size <= max_run && align <= max_run {
-            self.heap.allocate_run(self.process, thread.id(), size, align)?
+            self.heap.allocate_run(self.process, thread.id(), size, align, self.room())?
         } else {
             self.heap.allocate_large(self.process, thread.id(), size, align, size, false)?
         };
         Ok((OffsetPtr::new(head.0 as u64 * GRANULE as u64), zeroed))
+    }
+
+    /// Granules that a new run should have room for.
+    fn room(&self) -> u32 {
+        let grown = self.grown.load(Relaxed);
+        if grown > 0 {
+            self.grown.store(grown - 1, Relaxed);
+        }
+        grown
     }
 
     /// An out-of-memory error in terms of what the caller asked for.
@@ -509,6 +530,10 @@ impl ThreadLocalAllocator {
                     && (size > class.size() / 2 || class_index(size) == class.index())
             }
             Block::Run { head, granules, owner } => {
+                let wanted = size.div_ceil(GRANULE);
+                if wanted > granules as usize && wanted > self.grown.load(Relaxed) as usize {
+                    self.grown.store(wanted.min(MAX_RUN as usize) as u32, Relaxed);
+                }
                 size > MAX_SMALL
                     && self.local_of(owner).is_some()
                     && self.heap.resize_run(self.process, owner, head, granules, size)

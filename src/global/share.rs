@@ -57,7 +57,9 @@ impl HeapToken {
     /// may not look at it, [`Error::NotShared`] where it has no heap that can be shared,
     /// [`Error::Incompatible`] where that is another version's.
     ///
-    /// ```
+    #[cfg_attr(not(feature = "c-api"), doc = "```")]
+    // There the C library's memory is private, and a program's allocator a handle of the same heap.
+    #[cfg_attr(feature = "c-api", doc = "```no_run")]
     /// use hshm::{AttachedHeap, HeapToken, HshmAlloc, RegionOptions};
     ///
     /// #[global_allocator]
@@ -125,7 +127,9 @@ impl FromStr for HeapToken {
 /// It has the regions that the token names. Should the owner's heap grow by a region afterwards,
 /// pointers into that one are [`Error::UnknownAllocator`]: take the token after the data is made.
 ///
-/// ```
+#[cfg_attr(not(feature = "c-api"), doc = "```")]
+// As for `HeapToken::of_process`.
+#[cfg_attr(feature = "c-api", doc = "```no_run")]
 /// use hshm::{AttachedHeap, FullPtr, HeapToken, HshmAlloc, RegionOptions};
 ///
 /// #[global_allocator]

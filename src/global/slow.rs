@@ -525,7 +525,7 @@ pub(crate) fn allocate_large(
         thread.collect(&part.heap);
         let owner = thread.id();
         let (head, zeroed) = if is_run {
-            part.heap.allocate_run(part.process, owner, size, align)?
+            part.heap.allocate_run(part.process, owner, size, align, 0)?
         } else {
             part.heap.allocate_large(part.process, owner, size, align, room, zeros)?
         };

@@ -112,7 +112,7 @@ mod tests {
     /// Takes runs until the process owns `bytes`, and returns the last.
     fn grow(heap: &RegionHeap, process: ProcessSlot, bytes: u64) -> GranuleIdx {
         loop {
-            let run = heap.take_run(process, MAX_RUN, 1).unwrap();
+            let run = heap.take_run(process, MAX_RUN, 1, 0).unwrap();
             if heap.process(process).owns() >= bytes {
                 return run.first;
             }

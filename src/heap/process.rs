@@ -209,21 +209,24 @@ impl RegionHeap {
     }
 
     /// Takes `count` neighbouring granules (1 to [`MAX_RUN`]) whose address is a multiple of
-    /// `step` granules (a power of two up to [`MAX_RUN`], so that some place in a chunk always fits).
-    pub(crate) fn take_run(&self, process: ProcessSlot, count: u32, step: u32) -> Result<RunTaken> {
+    /// `step` granules (a power of two up to [`MAX_RUN`], so that some place in a chunk always fits):
+    /// at the start of `room` free ones, if the process has a chunk with so many; otherwise where they
+    /// leave the longest runs to others.
+    pub(crate) fn take_run(
+        &self,
+        process: ProcessSlot,
+        count: u32,
+        step: u32,
+        room: u32,
+    ) -> Result<RunTaken> {
         debug_assert!((1..=MAX_RUN).contains(&count) && step <= MAX_RUN);
         self.reap_now_and_then(process);
         let block = self.process(process);
         let guard = self.lock_process(process);
-        let sure = count.next_power_of_two().trailing_zeros() as usize;
-        let maybe = (31 - count.leading_zeros()) as usize;
-        for list in maybe..LISTS {
-            let tries = if list < sure || step > 1 { TRIES } else { 1 };
-            for chunk in self.listed(&block.lists[list]).take(tries) {
-                if let Some(bit) = self.fit(chunk, count, step) {
-                    return Ok(self.cut(&guard, process, chunk, bit, count));
-                }
-            }
+        let roomy = (room > count).then(|| self.find_listed(process, room.min(MAX_RUN), step));
+        let found = roomy.flatten().or_else(|| self.find_listed(process, count, step));
+        if let Some((chunk, bit)) = found {
+            return Ok(self.cut(&guard, process, chunk, bit, count));
         }
         // In a sound heap the second or third chunk will do.
         for _ in 0..=self.chunk_count() {
@@ -246,6 +249,21 @@ impl RegionHeap {
             // A partial chunk (behind the tables, or the region's last): kept for smaller runs.
         }
         Err(Error::OutOfMemory { requested: count as usize * GRANULE, available: 0 })
+    }
+
+    /// Where `count` granules are free in one of the process's chunks: the tightest that is found fast.
+    fn find_listed(&self, process: ProcessSlot, count: u32, step: u32) -> Option<(ChunkIdx, u32)> {
+        let sure = count.next_power_of_two().trailing_zeros() as usize;
+        let maybe = (31 - count.leading_zeros()) as usize;
+        for (list, head) in self.process(process).lists.iter().enumerate().skip(maybe) {
+            let tries = if list < sure || step > 1 { TRIES } else { 1 };
+            for chunk in self.listed(head).take(tries) {
+                if let Some(bit) = self.fit(chunk, count, step) {
+                    return Some((chunk, bit));
+                }
+            }
+        }
+        None
     }
 
     /// The chunks of a list. A damaged one ends, too.
@@ -540,7 +558,7 @@ mod tests {
         let mut heap = RegionHeap::attach(region).unwrap();
         let joining = Joining { max_blocks: 4, ..Joining::default() };
         let process = heap.register(joining).unwrap();
-        let run = heap.take_run(process, 4, 1).unwrap();
+        let run = heap.take_run(process, 4, 1, 0).unwrap();
         let (chunk, _) = RegionHeap::chunk_of(run.first);
         let bytes = 4 * GRANULE as u32;
         heap.return_run(process, run.first, 4, bytes);

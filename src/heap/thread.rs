@@ -262,17 +262,19 @@ impl RegionHeap {
         before & mask == 0
     }
 
-    /// Takes a run for a block of `size` bytes.
+    /// Takes a run for a block of `size` bytes, where it could grow to `room` granules if there is such
+    /// a place.
     pub(crate) fn allocate_run(
         &self,
         process: ProcessSlot,
         owner: BlockId,
         size: usize,
         align: usize,
+        room: u32,
     ) -> Result<(GranuleIdx, bool)> {
         let count = size.div_ceil(GRANULE).max(1) as u32;
         let step = align.div_ceil(GRANULE).max(1) as u32;
-        let taken = self.take_run(process, count, step)?;
+        let taken = self.take_run(process, count, step, room)?;
         if let Err(error) = self.commit_tables(taken.first, count, false) {
             self.return_untouched(process, taken, count);
             return Err(error);
@@ -630,7 +632,7 @@ impl ThreadHeap {
 
     fn new_slab(&mut self, heap: &RegionHeap, class: ClassId) -> Result<()> {
         let granules = class.slab_granules();
-        let taken = heap.take_run(self.process, granules, 1)?;
+        let taken = heap.take_run(self.process, granules, 1, 0)?;
         if let Err(error) = heap.commit_tables(taken.first, granules, uses_area(class)) {
             heap.return_untouched(self.process, taken, granules);
             return Err(error);
