@@ -9,7 +9,9 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 
 use hshm::arena::{Arena, ArenaBuilder, ArenaVec, Growth, Temp, Zeroing};
-use hshm::{Error, MIB};
+use hshm::{
+    Allocator, AllocatorId, BuddyAllocator, Error, Heap, MIB, MallocAllocator, OffsetPtr, Region,
+};
 
 /// Who can be popped: an arena, or a scope of one.
 trait Pop: Deref<Target: Sized> {
@@ -370,6 +372,48 @@ fn fixed_over_lent_memory() {
         let (refused, _) = check(arena, 8 << 10, seed as u64);
         assert!(refused > 0, "a fixed arena gets full");
     }
+}
+
+/// A buddy in a region of its own; the arenas' blocks lie side by side there.
+fn buddy(minor: u32) -> BuddyAllocator {
+    let (start, end) = (1 << 16, 64 * MIB as u64);
+    let region = Region::anonymous(AllocatorId::new(7, minor), end as usize).unwrap();
+    let heap = Heap::new(start, end).unwrap();
+    BuddyAllocator::shm_init(region, OffsetPtr::new(start), heap, 16).unwrap()
+}
+
+#[test]
+fn over_allocators() {
+    for (seed, settings) in settings().iter().enumerate() {
+        let (malloc, buddy) = (MallocAllocator::new(), buddy(seed as u32));
+        for heap in [&malloc as &dyn Allocator, &buddy] {
+            let before = heap.currently_allocated_size();
+            let arena = settings.growth(Growth::Chained).build_in(heap).unwrap();
+            let (refused, taken) = check(arena, 16 << 10, seed as u64);
+            assert_eq!(refused, 0);
+            assert!(taken > MIB as u64);
+            let fixed = settings.growth(Growth::Fixed).capacity(32 << 10);
+            let (refused, _) = check(fixed.build_in(heap).unwrap(), 16 << 10, seed as u64);
+            assert!(refused > 0, "a fixed arena gets full");
+            assert_eq!(heap.currently_allocated_size(), before, "all blocks went back");
+        }
+    }
+}
+
+#[test]
+fn a_full_allocator_fills_the_arena() {
+    let heap = buddy(100);
+    let arena = ArenaBuilder::new().build_in(&heap).unwrap();
+    let mut numbers: Vec<&mut [u64; 512]> = Vec::new();
+    let error = loop {
+        match arena.try_push_value([numbers.len() as u64; 512]) {
+            Ok(number) => numbers.push(number),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), hshm::ErrorCode::OutOfMemory);
+    assert!(numbers.len() * 4096 > 20 * MIB, "{}", numbers.len());
+    assert!(numbers.iter().enumerate().all(|(at, values)| **values == [at as u64; 512]));
 }
 
 #[test]

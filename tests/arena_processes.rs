@@ -7,8 +7,8 @@ use std::mem::offset_of;
 
 use hshm::arena::{Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena};
 use hshm::{
-    AllocatorId, Backend, Error, ErrorCode, FileBackend, GIB, MIB, MemfdBackend, OffsetPtr,
-    PosixMmap, Region, RegionOptions, ShareToken, ShmSafe,
+    Allocator, AllocatorId, Backend, BuddyAllocator, Error, ErrorCode, FileBackend, GIB, Heap, MIB,
+    MemfdBackend, OffsetPtr, PosixMmap, Region, RegionOptions, ShareToken, ShmSafe,
 };
 use support::peer::{Peer, serve};
 use support::{Dir, other_process_ok, role, turn};
@@ -313,4 +313,39 @@ fn the_layout_is_fixed() {
     assert_eq!((size_of::<Item>(), offset_of!(Item, next)), (16, 8));
     let arena = Arena::new();
     assert_eq!(arena.push_value(Item { number: 1, next: OffsetPtr::NULL }).number, 1);
+}
+
+/// An arena over an allocator in shared memory: what is pushed has an offset there, which another mapping
+/// of the region resolves. A forked child's copy gives its parent's blocks back to nobody.
+#[test]
+fn an_arena_over_a_shared_allocator() {
+    let shared = region(8 * MIB);
+    let (start, end) = (1 << 16, 8 * MIB as u64);
+    let heap = Heap::new(start, end).unwrap();
+    let heap = BuddyAllocator::shm_init(shared.clone(), OffsetPtr::new(start), heap, 16).unwrap();
+    let before = heap.currently_allocated_size();
+    let arena = Arena::builder().build_in(&heap).unwrap();
+    let numbers = arena.push_iter(0..3000u64);
+    let at = numbers.as_ptr().addr() - shared.base().addr();
+    let taken = heap.currently_allocated_size();
+    assert!(taken >= before + 24_000);
+
+    // SAFETY: the child runs only what follows, on this thread's copy, and ends at once.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: the parent's push, which it does not change, through the child's mapping.
+        let seen = unsafe { shared.base().add(at).cast::<u64>().add(2999).read() };
+        drop(arena);
+        let same = heap.currently_allocated_size() == taken;
+        // SAFETY: no preconditions.
+        unsafe { libc::_exit(if seen == 2999 && same { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: a place for the result.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert_eq!(heap.currently_allocated_size(), taken);
+    assert!(numbers.iter().copied().eq(0..3000));
+    drop(arena);
+    assert_eq!(heap.currently_allocated_size(), before);
 }

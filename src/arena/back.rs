@@ -23,7 +23,7 @@ impl<'m> Arena<'m> {
         let held = block.holds(to.addr());
         if held && !self.is_closed() && self.limit.get() - to.addr() <= self.body().easy {
             block.soil(self.top.get().addr());
-            self.body().trace.popped(&self.body().options, || self.position_of(to.addr()));
+            self.note(|trace, options| trace.popped(options, || self.position_of(to.addr())));
             self.top.set(to);
         } else {
             self.rewind_slow(to);
@@ -37,7 +37,7 @@ impl<'m> Arena<'m> {
         let options = &body.options;
         let top = self.farthest().addr();
         body.current().soil(top);
-        body.trace.popped(&body.options, || self.position_of(to.addr()));
+        self.note(|trace, options| trace.popped(options, || self.position_of(to.addr())));
         let mut used_to = top;
         while !body.current().holds(to.addr()) {
             let dropped = body.block.get();
@@ -192,7 +192,7 @@ impl<'m> Arena<'m> {
         // The limit is the same: the scope neither committed nor chained, and left no scope open.
         if now == limit && limit - start.addr() <= body.easy {
             body.current().soil(top.addr());
-            body.trace.popped(&body.options, || self.position_of(start.addr()));
+            self.note(|trace, options| trace.popped(options, || self.position_of(start.addr())));
             self.limit.set(limit);
         } else {
             core::hint::cold_path();

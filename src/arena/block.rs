@@ -6,19 +6,23 @@
 //!           ^ position `before`
 //! ```
 //!
-//! A block's header lies at its start, except over a region, whose bytes others may write: there it
-//! is a box. Invariants: `data <= committed <= end`; every byte below `committed` may be touched;
+//! A block's header lies at its start, except in a region or in a block of another allocator, whose bytes
+//! others may write: there it is a box. Invariants: `data <= committed <= end`; every byte below `committed` may be touched;
 //! every byte from `max(dirty, top)` up to `committed` is zero.
 #![allow(unsafe_code)] // makes, touches and gives back raw memory
 
 use core::cell::Cell;
+use core::fmt;
 use core::ptr::NonNull;
 use std::alloc::Layout;
 
 use super::options::Options;
 use super::poison;
-use crate::base::{Error, MIB, Result, align_down, align_up};
+use super::pool::CACHE_LINE;
+use crate::alloc::Allocator;
+use crate::base::{Error, KIB, MIB, MemContext, Result, align_down, align_up};
 use crate::os;
+use crate::ptr::OffsetPtr;
 use crate::region::Region;
 
 /// Steps of commitment grow up to this many bytes.
@@ -41,6 +45,27 @@ pub(super) enum Origin {
     Given,
     /// A region, which the arena keeps; the block is a box.
     Region,
+    /// An allocator of the caller's; the block is a box.
+    Lent,
+}
+
+/// Whose a lent block is. The allocator outlives every arena over its blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Lender(&'static dyn Allocator);
+
+impl Lender {
+    /// # Safety
+    /// It is only used while the allocator is borrowed.
+    pub(super) unsafe fn new(allocator: &dyn Allocator) -> Lender {
+        // SAFETY: only the lifetime differs, and the caller sees to that.
+        Lender(unsafe { core::mem::transmute::<&dyn Allocator, &'static dyn Allocator>(allocator) })
+    }
+}
+
+impl fmt::Debug for Lender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lender").field(&self.0.id()).finish()
+    }
 }
 
 #[derive(Debug)]
@@ -59,10 +84,24 @@ pub(super) struct Block {
     pub(super) dirty: Cell<usize>,
     /// Position of the first byte that is handed out.
     pub(super) before: Cell<usize>,
+    /// Of a lent block: whose it is, and see `os::fork_generation`.
+    pub(super) lender: Option<(Lender, Option<u32>)>,
 }
 
-/// Bytes before the data: so many that values of 16 bytes and more do not begin across cache lines.
-pub(super) const HEADER: usize = size_of::<Block>().next_multiple_of(HEAP_ALIGN);
+/// Bytes before the data of a short block.
+pub(super) const LEAST_HEADER: usize = size_of::<Block>().next_multiple_of(HEAP_ALIGN);
+/// Bytes before the data at the most.
+pub(super) const HEADER: usize = LEAST_HEADER + CACHE_LINE - HEAP_ALIGN;
+/// From this length on data begins at a cache line, so that values of 32 bytes do not lie across two.
+const ALIGNED_FROM: usize = KIB;
+
+/// The first byte that is handed out of `len` bytes at `base`, the first `header` of which, at most
+/// [`LEAST_HEADER`], are not.
+fn first_byte(base: *mut u8, header: usize, len: usize) -> *mut u8 {
+    let data = base.wrapping_add(header);
+    let gap = if len >= ALIGNED_FROM { data.addr().wrapping_neg() % CACHE_LINE } else { 0 };
+    data.wrapping_add(gap)
+}
 
 pub(super) fn out_of_memory(requested: usize, available: usize) -> Error {
     Error::OutOfMemory { requested, available }
@@ -81,8 +120,7 @@ impl Block {
         zero: bool,
         origin: Origin,
     ) -> NonNull<Block> {
-        // SAFETY: a header fits into the memory.
-        let data = unsafe { base.add(HEADER) };
+        let data = first_byte(base, LEAST_HEADER, len);
         let header = base.cast::<Block>();
         let committed = base.addr() + committed;
         let block = Block {
@@ -95,6 +133,7 @@ impl Block {
             committed: Cell::new(committed),
             dirty: Cell::new(if zero { data.addr() } else { committed }),
             before: Cell::new(0),
+            lender: None,
         };
         // SAFETY: the memory is the caller's, aligned and large enough.
         unsafe { header.write(block) };
@@ -107,8 +146,8 @@ impl Block {
     pub(super) fn from_heap(len: usize) -> Result<NonNull<Block>> {
         let none = out_of_memory(len, 0);
         let layout = Layout::from_size_align(len, HEAP_ALIGN).map_err(|_| none)?;
-        if len < HEADER {
-            return Err(Error::TooSmall { given: len, minimum: HEADER });
+        if len < LEAST_HEADER {
+            return Err(Error::TooSmall { given: len, minimum: LEAST_HEADER });
         }
         // SAFETY: the size is not zero.
         let base = unsafe { std::alloc::alloc(layout) };
@@ -140,8 +179,8 @@ impl Block {
     /// The memory may be written and is the arena's alone until the block is no longer used; the
     /// base is aligned to 16.
     pub(super) unsafe fn over(base: *mut u8, len: usize) -> Result<NonNull<Block>> {
-        if len < HEADER {
-            return Err(Error::TooSmall { given: len, minimum: HEADER });
+        if len < LEAST_HEADER {
+            return Err(Error::TooSmall { given: len, minimum: LEAST_HEADER });
         }
         // SAFETY: the caller's contract, and a header fits.
         Ok(unsafe { Block::place(base, len, len, false, Origin::Given) })
@@ -168,7 +207,47 @@ impl Block {
             committed: Cell::new(at(committed)),
             dirty: Cell::new(if zero { at(start) } else { at(end) }),
             before: Cell::new(start),
+            lender: None,
         }
+    }
+
+    /// A block of `len` bytes from an allocator of the caller's.
+    pub(super) fn from_lender(lender: Lender, len: usize) -> Result<NonNull<Block>> {
+        if len < LEAST_HEADER {
+            return Err(Error::TooSmall { given: len, minimum: LEAST_HEADER });
+        }
+        let layout = Layout::from_size_align(len, HEAP_ALIGN).map_err(|_| out_of_memory(len, 0))?;
+        let boxed = Layout::new::<Block>();
+        // SAFETY: a block has a size.
+        let place = unsafe { std::alloc::alloc(boxed) }.cast::<Block>();
+        let place = NonNull::new(place).ok_or(out_of_memory(boxed.size(), 0))?;
+        let base = match lender.0.allocate_offset(MemContext::DEFAULT, layout) {
+            Ok(offset) => lender.0.resolve(offset),
+            Err(error) => {
+                // SAFETY: allocated just now with this layout; nobody has it.
+                unsafe { std::alloc::dealloc(place.as_ptr().cast(), boxed) };
+                return Err(error);
+            }
+        };
+        let end = base.addr() + len;
+        // Never at the very start, where another block may end: whose an address is must be clear.
+        let data = first_byte(base, HEAP_ALIGN, len);
+        let block = Block {
+            prev: Cell::new(None),
+            origin: Origin::Lent,
+            base,
+            len,
+            data,
+            end,
+            committed: Cell::new(end),
+            dirty: Cell::new(end),
+            before: Cell::new(0),
+            lender: Some((lender, os::fork_generation())),
+        };
+        // SAFETY: fresh memory for a block.
+        unsafe { place.write(block) };
+        poison::forbid(data.addr(), end - data.addr());
+        Ok(place)
     }
 
     /// Bytes that could be handed out.
@@ -248,6 +327,10 @@ impl Block {
         };
         if given.is_ok() {
             self.committed.set(from);
+            if self.origin == Origin::Mapped {
+                // They may be somebody else's before they are committed again.
+                poison::allow(from, len);
+            }
             if self.dirty.get() > from {
                 self.dirty.set(from);
             }
@@ -260,9 +343,9 @@ impl Block {
     /// Nobody uses the block or anything in it any more.
     pub(super) unsafe fn free(block: NonNull<Block>) {
         // SAFETY: a block in use has a header.
-        let (origin, base, len) = unsafe {
+        let (origin, base, len, committed) = unsafe {
             let block = block.as_ref();
-            (block.origin, block.base, block.len)
+            (block.origin, block.base, block.len, block.committed.get())
         };
         // SAFETY: a block is freed once, the way it was made, and nobody uses it.
         unsafe {
@@ -273,10 +356,23 @@ impl Block {
                     std::alloc::dealloc(base, layout);
                 }
                 Origin::Mapped => {
-                    poison::allow(base.addr(), len);
+                    poison::allow(base.addr(), committed - base.addr());
                     os::unmap(base.addr(), len);
                 }
                 Origin::Given => poison::allow(base.addr(), len),
+                Origin::Lent => {
+                    let block = Box::from_raw(block.as_ptr());
+                    poison::allow(base.addr(), len);
+                    // A forked child's copy of an arena leaves its parent's blocks alone.
+                    if let Some((lender, generation)) = block.lender
+                        && generation == os::fork_generation()
+                    {
+                        let at = base.addr().wrapping_sub(lender.0.base().addr());
+                        // One that is refused was damaged by somebody else; it stays.
+                        let offset = OffsetPtr::new(at as u64);
+                        let _ = lender.0.free_offset(MemContext::DEFAULT, offset);
+                    }
+                }
                 Origin::Region => {
                     // From here on others hand these bytes out.
                     let block = Box::from_raw(block.as_ptr());

@@ -31,10 +31,11 @@ use core::marker::PhantomData;
 use core::mem::{MaybeUninit, align_of, size_of};
 use core::ptr::NonNull;
 
-use super::block::{Block, HEADER, Origin, out_of_memory};
+use super::block::{Block, HEADER, LEAST_HEADER, Lender, Origin, out_of_memory};
 use super::options::{ArenaBuilder, Options, Zeroing};
 use super::poison;
 use super::trace::Trace;
+use crate::alloc::Allocator;
 use crate::base::{Error, MIB, Result, align_up};
 use crate::region::Region;
 
@@ -168,6 +169,14 @@ impl Body {
 }
 
 impl<'m> Arena<'m> {
+    /// An arena over blocks of an allocator.
+    pub(super) fn make_in(options: Options, allocator: &'m dyn Allocator) -> Result<Arena<'m>> {
+        // SAFETY: blocks are asked for and freed by arenas over this body, whose lifetime is the
+        // borrow's or less; that Arena has a Drop makes it a use of the borrow, too.
+        let lender = unsafe { Lender::new(allocator) };
+        Arena::with_block(Block::from_lender(lender, options.capacity)?, options, None)
+    }
+
     pub(super) fn make_over(
         options: Options,
         memory: &'m mut [MaybeUninit<u8>],
@@ -175,7 +184,7 @@ impl<'m> Arena<'m> {
         let base = memory.as_mut_ptr().cast::<u8>();
         let skip = base.addr().wrapping_neg() % align_of::<Body>().max(16);
         let body_len = size_of::<Body>().next_multiple_of(16);
-        let needed = skip + body_len + HEADER;
+        let needed = skip + body_len + LEAST_HEADER;
         if memory.len() < needed {
             return Err(Error::TooSmall { given: memory.len(), minimum: needed });
         }
@@ -272,14 +281,28 @@ impl<'m> Arena<'m> {
     #[inline(always)]
     pub(super) fn handed_out(&self, top: usize, start: *mut u8, size: usize) {
         poison::allow(start.addr(), size);
-        let position = || self.position_of(start.addr());
-        self.body().trace.pushed(&self.body().options, position, start.addr() - top, size);
         #[cfg(debug_assertions)]
         if self.body().options.poison {
             // Bytes past `dirty` are zero, and stay so for those that count on it.
             let used = self.body().current().dirty.get().saturating_sub(start.addr());
             // SAFETY: the bytes were handed out just now and nobody has them yet.
             unsafe { start.write_bytes(poison::PUSHED, size.min(used)) };
+        }
+        let position = || self.position_of(start.addr());
+        self.note(|trace, options| trace.pushed(options, position, start.addr() - top, size));
+    }
+
+    /// Tells the trace something. A log is the user's code: while it runs, this arena is closed, so
+    /// that it can neither push here, nor take anything back, in the middle of either.
+    #[inline(always)]
+    pub(super) fn note(&self, what: impl FnOnce(&Trace, &Options)) {
+        let body = self.body();
+        if cfg!(feature = "arena-trace") {
+            let limit = self.limit.replace(0);
+            what(&body.trace, &body.options);
+            self.limit.set(limit);
+        } else {
+            what(&body.trace, &body.options);
         }
     }
 
@@ -320,7 +343,7 @@ impl<'m> Arena<'m> {
                     other => other,
                 },
             )?;
-            body.trace.committed(&body.options, block.committed.get() - before);
+            self.note(|trace, options| trace.committed(options, block.committed.get() - before));
             self.limit.set(block.committed.get());
             return Ok(());
         }
@@ -333,7 +356,7 @@ impl<'m> Arena<'m> {
         // SAFETY: a block of this arena, in no chain yet.
         let fresh = unsafe { next.as_ref() };
         block.soil(top);
-        body.trace.chained(&body.options, block.end - top);
+        self.note(|trace, options| trace.chained(options, block.end - top));
         fresh.before.set(block.before.get() + block.capacity());
         fresh.prev.set(Some(body.block.get()));
         body.block.set(next);
@@ -368,10 +391,14 @@ impl<'m> Arena<'m> {
             let len = align_up(needed, options.page_size).ok_or(out_of_memory(needed, 0))?;
             Block::from_system(len.max(options.capacity), options)
         } else {
-            let double = body.current().len.saturating_mul(2).min(LARGEST_BLOCK);
-            Block::from_heap(double.max(needed)).or_else(|error| {
-                if double > needed { Block::from_heap(needed) } else { Err(error) }
-            })
+            let block = body.current();
+            let another = |len| match block.lender {
+                Some((lender, _)) => Block::from_lender(lender, len),
+                None => Block::from_heap(len),
+            };
+            let double = block.len.saturating_mul(2).min(LARGEST_BLOCK);
+            another(double.max(needed))
+                .or_else(|error| if double > needed { another(needed) } else { Err(error) })
         }
     }
 

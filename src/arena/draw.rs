@@ -172,8 +172,9 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::{ArenaEvent, Growth};
-    use std::cell::RefCell;
+    use crate::arena::{ArenaEvent, ArenaVec, Growth, scratch};
+    use crate::base::Error;
+    use std::cell::{Cell, RefCell};
 
     #[test]
     fn it_counts() {
@@ -226,6 +227,47 @@ mod tests {
             .collect();
         let push = |position, padding, len| ArenaEvent::Push { position, padding, len };
         assert_eq!(events, [push(0, 0, 1), push(4, 3, 4), ArenaEvent::Pop { to: 0 }]);
+    }
+
+    /// A log runs in the middle of a push or a pop: what it does to the arena would be undone, or be
+    /// handed out twice.
+    #[test]
+    fn a_log_cannot_use_the_arena() {
+        thread_local!(static ARENA: Cell<Option<&'static Arena<'static>>> = const { Cell::new(None) });
+        thread_local!(static REFUSED: Cell<u32> = const { Cell::new(0) });
+        let arena: &'static Arena<'static> = Box::leak(Box::new(Arena::new()));
+        ARENA.set(Some(arena));
+        arena.set_log(Some(|_, _| {
+            let arena = ARENA.get().unwrap();
+            assert_eq!(arena.try_push_value(1u8), Err(Error::ScopeOpen));
+            assert!(arena.try_temp().is_err());
+            REFUSED.set(REFUSED.get() + 1);
+        }));
+        let kept = arena.push_value(7u64);
+        drop(ArenaVec::<u64>::with_capacity_in(50, arena));
+        arena.scope(|temp| temp.push_value(1u8).is_power_of_two());
+        arena.push(10_000);
+        assert!(REFUSED.get() >= 7, "{}", REFUSED.get());
+        arena.set_log(None);
+        assert_eq!((*arena.push_value(8u64), *kept), (8, 7));
+    }
+
+    #[test]
+    fn a_log_of_a_scratch_gets_another_one() {
+        thread_local!(static INSIDE: Cell<bool> = const { Cell::new(false) });
+        let first = scratch(&[]);
+        first.set_log(Some(|_, _| {
+            if !INSIDE.replace(true) {
+                scratch(&[]).push(3000).fill(0xEE);
+                INSIDE.set(false);
+            }
+        }));
+        let bytes = first.push(1000);
+        let second = scratch(&[]);
+        second.push(1000).fill(1);
+        drop(second);
+        assert!(bytes.iter().all(|&byte| byte == 0));
+        first.set_log(None);
     }
 
     #[test]

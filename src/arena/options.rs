@@ -3,6 +3,7 @@
 use core::mem::MaybeUninit;
 
 use super::Arena;
+use crate::alloc::Allocator;
 use crate::base::{Error, GIB, KIB, MIB, Result, align_up};
 use crate::os;
 
@@ -214,6 +215,34 @@ impl ArenaBuilder {
     /// [`Error::TooSmall`] for memory without room for the bookkeeping; [`Error::BadAlignment`].
     pub fn build_over<'m>(&self, memory: &'m mut [MaybeUninit<u8>]) -> Result<Arena<'m>> {
         Arena::make_over(self.growth(Growth::Fixed).check()?, memory)
+    }
+
+    /// Makes an arena whose blocks come from one of the crate's allocators: in shared memory, in a
+    /// file, in a process's part of a heap. It grows as [`Fixed`](Growth::Fixed) or
+    /// [`Chained`](Growth::Chained) ones do; the bookkeeping is in the program's own memory. The blocks go
+    /// back when the arena is dropped, except in a forked child, whose copy of the arena must not be
+    /// pushed into where the memory is shared: it is the parent's.
+    ///
+    /// ```
+    /// use hshm::arena::Arena;
+    /// use hshm::{Allocator, MallocAllocator};
+    /// let heap = MallocAllocator::new();
+    /// let arena = Arena::builder().build_in(&heap)?;
+    /// assert_eq!(arena.push_slice(&[1, 2, 3]), [1, 2, 3]);
+    /// assert!(heap.currently_allocated_size() >= 4096);
+    /// drop(arena);
+    /// assert_eq!(heap.currently_allocated_size(), 0);
+    /// # Ok::<(), hshm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for the growth modes that reserve addresses; otherwise as
+    /// [`build`](Self::build), and what the allocator says.
+    pub fn build_in<'a>(&self, allocator: &'a dyn Allocator) -> Result<Arena<'a>> {
+        if self.growth.is_mapped() {
+            return Err(Error::Unsupported);
+        }
+        Arena::make_in(self.check()?, allocator)
     }
 
     pub(super) fn check(&self) -> Result<Options> {

@@ -185,9 +185,12 @@ impl Arena<'_> {
     /// [`Error::Unsupported`].
     pub fn try_format(&self, text: fmt::Arguments<'_>) -> Result<&mut str> {
         let mut all = ArenaString::new_in(self);
-        match fmt::write(&mut all, text) {
-            Ok(()) => Ok(all.into_str()),
-            Err(fmt::Error) => Err(all.take_error().unwrap_or(Error::Unsupported)),
+        let written = fmt::write(&mut all, text);
+        // A `Display` may keep the error of its own write to itself.
+        match (all.take_error(), written) {
+            (Some(error), _) => Err(error),
+            (None, Ok(())) => Ok(all.into_str()),
+            (None, Err(fmt::Error)) => Err(Error::Unsupported),
         }
     }
 

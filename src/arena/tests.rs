@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // looks at bytes that were popped
 
 use super::*;
+use crate::alloc::Allocator;
 use crate::base::{Error, ErrorCode, KIB, MIB};
 use std::alloc::Layout;
 use std::mem::MaybeUninit;
@@ -316,4 +317,112 @@ fn the_sanitizer_knows_what_was_popped() {
         drop(value);
         assert!(poisoned(place.wrapping_add(16)));
     }
+}
+
+/// Touches, one in each child process, what was pushed and taken back in every way that there is.
+#[cfg(hshm_asan)]
+#[test]
+fn the_sanitizer_stops_who_touches_what_was_taken_back() {
+    const ROLE: &str = "HSHM_TOUCH";
+    fn arena(growth: Growth) -> &'static mut Arena<'static> {
+        let builder = Arena::builder().growth(growth).capacity(64 * KIB).poison(false);
+        Box::leak(Box::new(builder.build().unwrap()))
+    }
+    fn popped(growth: Growth) -> *mut u8 {
+        let arena = arena(growth);
+        let here = arena.pos();
+        let place = arena.push(100).as_mut_ptr();
+        arena.pop_to(here).unwrap();
+        place
+    }
+    let touches: [(&str, bool, fn() -> *mut u8); 10] = [
+        ("pushed", false, || arena(Growth::Chained).push(100).as_mut_ptr()),
+        ("popped of a chain", true, || popped(Growth::Chained)),
+        ("popped of a reservation", true, || popped(Growth::Reserved)),
+        ("behind the top", true, || arena(Growth::Chained).push(64).as_mut_ptr().wrapping_add(64)),
+        ("a scope's", true, || arena(Growth::Chained).scope(|temp| temp.push(64).as_mut_ptr())),
+        ("a scratch's", true, || scratch(&[]).push(64).as_mut_ptr()),
+        ("a dropped vector's", true, || {
+            ArenaVec::<u64>::with_capacity_in(50, arena(Growth::Fixed)).as_mut_ptr().cast()
+        }),
+        ("lent", true, || {
+            let heap = Box::leak(Box::new(crate::alloc::MallocAllocator::new()));
+            let mut arena = Arena::builder().build_in(heap).unwrap();
+            let place = arena.push(100).as_mut_ptr();
+            arena.clear();
+            core::mem::forget(arena);
+            place
+        }),
+        ("a pool's", true, || {
+            let pool = Box::leak(Box::new(Pool::new(arena(Growth::Chained)).unwrap()));
+            let mut value = pool.put([0u64; 8]);
+            (&raw mut *value).cast::<u8>().wrapping_add(32)
+        }),
+        ("of a free block", true, || {
+            let heap = Box::leak(Box::new(BestFit::new(arena(Growth::Chained))));
+            let place = heap.allocate(Layout::new::<[u64; 20]>()).unwrap();
+            // SAFETY: allocated just now.
+            unsafe { heap.free(place).unwrap() };
+            place.as_ptr().wrapping_add(80)
+        }),
+    ];
+    if let Ok(kind) = std::env::var(ROLE) {
+        let (.., touch) = touches.iter().find(|(name, ..)| *name == kind).unwrap();
+        // SAFETY: none: the sanitizer is to say so.
+        std::process::exit(unsafe { touch().read_volatile() }.into());
+    }
+    for (kind, fatal, _) in touches {
+        let name = "arena::tests::the_sanitizer_stops_who_touches_what_was_taken_back";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args([name, "--exact", "--nocapture"]).env(ROLE, kind).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), !fatal, "{kind}: {said}");
+        assert_eq!(said.contains("use-after-poison"), fatal, "{kind}: {said}");
+    }
+}
+
+/// A `Display` that keeps the error of its own write to itself.
+#[test]
+fn a_text_that_does_not_fit_is_never_cut() {
+    struct Careless;
+    impl std::fmt::Display for Careless {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let _ = f.write_str(&"x".repeat(10_000));
+            Ok(())
+        }
+    }
+    let arena = Arena::builder().growth(Growth::Fixed).build().unwrap();
+    let error = arena.try_format(format_args!("{Careless}")).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::OutOfMemory);
+    assert_eq!(arena.format(format_args!("{}", 12)), "12");
+}
+
+#[test]
+fn data_begins_at_cache_lines() {
+    let heap = crate::alloc::MallocAllocator::new();
+    for growth in [Growth::Chained, Growth::Reserved] {
+        assert_eq!(Arena::builder().growth(growth).build().unwrap().top().addr() % 64, 0);
+    }
+    for _ in 0..20 {
+        let arena = Arena::builder().capacity(2000).build_in(&heap).unwrap();
+        assert_eq!(arena.top().addr() % 64, 0);
+        arena.push(5000);
+        assert_eq!(arena.body().current().data.addr() % 64, 0);
+    }
+}
+
+#[test]
+fn an_arena_over_an_allocator_says_what_it_says() {
+    let heap = crate::alloc::MallocAllocator::new();
+    for growth in [Growth::Reserved, Growth::ReservedThenChained] {
+        let refused = Arena::builder().growth(growth).build_in(&heap);
+        assert_eq!(refused.err(), Some(Error::Unsupported));
+    }
+    let code = |capacity| {
+        let arena = Arena::builder().capacity(capacity).build_in(&heap);
+        arena.map_err(|error| error.code()).err()
+    };
+    assert_eq!(code(8), Some(ErrorCode::TooSmall));
+    assert_eq!(code(isize::MAX as usize), Some(ErrorCode::OutOfMemory));
+    assert_eq!(heap.currently_allocated_size(), 0);
 }

@@ -74,7 +74,8 @@ mod on {
         },
     }
 
-    /// Takes the arena's name and what happened to it. It must not use the arena.
+    /// Takes the arena's name and what happened to it. While it runs, the arena is closed: a push into it
+    /// is [`Error::ScopeOpen`](crate::Error::ScopeOpen).
     pub type ArenaLog = fn(name: &str, event: ArenaEvent);
 
     /// Counts since the arena was made. See [`Arena::stats`](crate::arena::Arena::stats).
