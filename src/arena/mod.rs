@@ -36,7 +36,8 @@
 //! reported; debug builds fill them.
 //!
 //! None of this needs an [`HshmAlloc`](crate::HshmAlloc): the memory comes from the program's global
-//! allocator, from the system, or from the caller.
+//! allocator, from the system, from the caller, or from any allocator of the crate
+//! ([`ArenaBuilder::build_in`]).
 
 #[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04"))]
 mod adapter;
