@@ -243,12 +243,12 @@ pub(crate) struct Member {
 }
 
 /// Most blocks that any class's stack can hold.
-const MOST: usize = 8 * BATCH;
+const MOST: usize = 16 * BATCH;
 
 /// Most blocks that a class's stack can hold.
 const fn capacity(class: usize) -> usize {
     let size = class_size(class);
-    let fit = (64 << 10) / size;
+    let fit = (256 << 10) / size;
     if fit > MOST {
         MOST
     } else if fit < 8 {
@@ -280,6 +280,7 @@ static STARTS: [u16; CLASSES] = {
         at += capacity(class) + 1;
         class += 1;
     }
+    assert!(at <= u16::MAX as usize, "slots have numbers of 16 bits");
     starts
 };
 
