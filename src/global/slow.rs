@@ -13,11 +13,25 @@ use crate::base::classes::{CLASSES, ClassId, MAX_SMALL};
 use crate::base::units::GRANULE;
 use crate::heap::granule::{BlockId, GranuleIdx};
 use crate::heap::process::MAX_RUN;
+use crate::heap::slab::Slab;
 use crate::heap::thread::{BATCH, Block, ThreadHeap};
 use crate::sync::atomic::Ordering::Relaxed;
 
-/// Large blocks that had to move once to grow get this many times their size of address space.
-const GROWTH_ROOM: usize = 2;
+/// Bytes that a block should have room for that has to move in order to grow from `old` to `new` bytes,
+/// so that it may stay where it is the next time. A run that grows fast is better off with one that the
+/// thread keeps: it would move again all the same.
+fn growth_room(old: usize, new: usize) -> usize {
+    let longest = MAX_RUN as usize * GRANULE;
+    if new <= old {
+        0
+    } else if new > longest {
+        new.saturating_mul(2)
+    } else if new - old <= old / 4 * 3 {
+        (new + new / 2).min(longest)
+    } else {
+        0
+    }
+}
 
 /// Allocates when the bin at byte `offset` of the cache is empty; null where there is no memory, or
 /// where the thread has no cache.
@@ -327,22 +341,28 @@ impl Outgoing {
     const fn new() -> Self {
         Outgoing { len: 0, words: [(GranuleIdx(0), BlockId(0), 0, 0); 16] }
     }
-    fn add(&mut self, part: &Part, class: ClassId, head: GranuleIdx, owner: BlockId, index: u32) {
-        let (word, bit) = (index as usize / 64, 1 << (index % 64));
+    /// Adds blocks of one word of a slab; how many of them are refused, having been added before.
+    fn add(
+        &mut self,
+        part: &Part,
+        class: ClassId,
+        (head, owner): (GranuleIdx, BlockId),
+        word: usize,
+        mask: u64,
+    ) -> u32 {
         for entry in &mut self.words[..self.len] {
             if entry.0 == head && entry.2 == word {
-                if entry.3 & bit != 0 {
-                    part.heap.source().refused_frees.fetch_add(1, Relaxed);
-                }
-                entry.3 |= bit;
-                return;
+                let twice = entry.3 & mask;
+                entry.3 |= mask;
+                return twice.count_ones();
             }
         }
         if self.len == self.words.len() {
             self.send(part, class);
         }
-        self.words[self.len] = (head, owner, word, bit);
+        self.words[self.len] = (head, owner, word, mask);
         self.len += 1;
+        0
     }
     fn send(&mut self, part: &Part, class: ClassId) {
         let mut unattended = 0;
@@ -386,15 +406,20 @@ fn flush(cache: Option<&ThreadCache>, class: ClassId, blocks: &[*mut u8]) {
         let heap = cache.map_or(ptr::null_mut(), |cache| cache.heaps[index]);
         // One look at the granule map for all that follow in the same slab.
         let (done, refused) = match part.heap.find_block(offset) {
-            Ok(Block::Small { head, class: found, index, owner }) if found == class => {
+            Ok(Block::Small { head, class: found, owner, .. }) if found == class => {
                 // SAFETY: a heap of this thread's cache is this thread's.
                 match unsafe { heap.as_mut() } {
                     Some(heap) if heap.id() == owner => {
                         heap.free_group(&part.heap, head, class, rest)
                     }
                     _ => {
-                        outgoing.add(part, class, head, owner, index);
-                        (1, 0)
+                        let slab = Slab::new(&part.heap, head, class);
+                        let mut twice = 0;
+                        let (seen, refused) =
+                            slab.gather(part.heap.granule_addr(head), rest, |word, mask| {
+                                twice += outgoing.add(part, class, (head, owner), word, mask);
+                            });
+                        (seen, refused + twice)
                     }
                 }
             }
@@ -500,9 +525,9 @@ fn give_run_back(run: KeptRun) {
     }
 }
 
-/// Allocates more than [`MAX_SMALL`] bytes, or at a larger alignment. `room` is the address space
-/// to keep for growth, in bytes. Returns the block and whether it is known to be zero; wanting
-/// `zeros` makes that likelier, no more.
+/// Allocates more than [`MAX_SMALL`] bytes, or at a larger alignment; where it could grow to `room`
+/// bytes, if it is to grow and there is such a place. Returns the block and whether it is known to be
+/// zero; wanting `zeros` makes that likelier, no more.
 #[inline(never)]
 pub(crate) fn allocate_large(
     config: &Config,
@@ -514,7 +539,7 @@ pub(crate) fn allocate_large(
     let size = size.max(1);
     let max_run = MAX_RUN as usize * GRANULE;
     let is_run = size <= max_run && align <= max_run;
-    if is_run && let Some(block) = kept_run(size, align) {
+    if is_run && let Some(block) = kept_run(size, align, room > size) {
         return (block, false);
     }
     let cache = HEAP.thread_cache(config);
@@ -525,7 +550,8 @@ pub(crate) fn allocate_large(
         thread.collect(&part.heap);
         let owner = thread.id();
         let (head, zeroed) = if is_run {
-            part.heap.allocate_run(part.process, owner, size, align, 0)?
+            let room = room.div_ceil(GRANULE).min(MAX_RUN as usize) as u32;
+            part.heap.allocate_run(part.process, owner, size, align, room)?
         } else {
             part.heap.allocate_large(part.process, owner, size, align, room, zeros)?
         };
@@ -545,16 +571,19 @@ pub(crate) fn allocate_large(
     found.unwrap_or((ptr::null_mut(), false))
 }
 
-/// A run that the calling thread keeps and that fits.
+/// A run that the calling thread keeps and that fits; none for a block that is to have room to grow,
+/// which those that are kept may or may not have. Before another run is taken, the thread gives up
+/// what it keeps too much of.
 #[inline]
-fn kept_run(size: usize, align: usize) -> Option<*mut u8> {
+fn kept_run(size: usize, align: usize, roomy: bool) -> Option<*mut u8> {
     // SAFETY: the calling thread's own cache, which nothing else refers to now.
     let cache = unsafe { &mut *tls::get() };
     if cache.phase != Phase::Live {
         return None;
     }
     let granules = size.div_ceil(GRANULE);
-    let Some(run) = cache.runs.take(granules, align) else {
+    let kept = if roomy { None } else { cache.runs.take(granules, align) };
+    let Some(run) = kept else {
         while let Some(run) = cache.runs.take_surplus(granules) {
             give_run_back(run);
         }
@@ -563,7 +592,9 @@ fn kept_run(size: usize, align: usize) -> Option<*mut u8> {
     if size <= run.committed || commit_kept(run.block, size) {
         return Some(run.block);
     }
-    cache.runs.keep(granules, run);
+    if !cache.runs.keep(granules, run) {
+        give_run_back(run);
+    }
     None
 }
 
@@ -641,8 +672,7 @@ pub(crate) unsafe fn reallocate(
     let moved = if is_small {
         super::allocate_small(config, bin_offset(rounded(new)))
     } else {
-        let growing = !was_small && new_size > old.size();
-        let room = if growing { new_size.saturating_mul(GROWTH_ROOM) } else { new_size };
+        let room = growth_room(old.size(), new_size);
         allocate_large(config, new_size, old.align(), room, false).0
     };
     if moved.is_null() {
