@@ -1,11 +1,14 @@
 //! A vector in an arena, or in addresses of its own.
 #![allow(unsafe_code)] // keeps values in raw memory
 
-use core::mem::{ManuallyDrop, size_of};
+use core::alloc::Layout;
+use core::marker::PhantomData;
+use core::mem::{ManuallyDrop, needs_drop, size_of};
 use core::ops::{Bound, Deref, DerefMut, RangeBounds};
 use core::ptr::{self, NonNull};
 use core::{fmt, slice};
 
+use super::block::out_of_memory;
 use super::push::array_layout;
 use super::{Arena, ArenaBuilder, Growth};
 use crate::base::{Error, Result};
@@ -34,18 +37,44 @@ pub struct ArenaVec<'a, T> {
     len: usize,
     capacity: usize,
     home: Home<'a>,
-    _values: core::marker::PhantomData<T>,
+    _values: PhantomData<T>,
 }
 
-enum Home<'a> {
-    Shared(&'a Arena<'a>),
-    Own(Arena<'static>),
+/// The arena, and whether it is the vector's own, in a box. Neither it nor the vector is passed by
+/// reference where a push needs more room: the loop that pushes can have the vector in registers.
+struct Home<'a> {
+    arena: NonNull<Arena<'a>>,
+    own: bool,
+    _borrowed: PhantomData<&'a Arena<'a>>,
+}
+
+impl<'a> Home<'a> {
+    #[inline]
+    fn arena(&self) -> &Arena<'a> {
+        // SAFETY: borrowed for `'a`, or the vector's own.
+        unsafe { self.arena.as_ref() }
+    }
+}
+
+impl Drop for Home<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        #[cold]
+        #[inline(never)]
+        fn free(arena: NonNull<Arena<'_>>) {
+            // SAFETY: the vector's own, made by `own`, and dropped once, with its home.
+            drop(unsafe { Box::from_raw(arena.as_ptr()) });
+        }
+        if self.own {
+            free(self.arena);
+        }
+    }
 }
 
 impl<'a, T> ArenaVec<'a, T> {
     /// An empty vector over an arena, from which nothing is taken yet.
     pub const fn new_in(arena: &'a Arena<'a>) -> Self {
-        Self::at(Home::Shared(arena))
+        Self::at(Home { arena: NonNull::from_ref(arena), own: false, _borrowed: PhantomData })
     }
 
     const fn at(home: Home<'a>) -> Self {
@@ -54,7 +83,7 @@ impl<'a, T> ArenaVec<'a, T> {
             len: 0,
             capacity: if size_of::<T>() == 0 { usize::MAX } else { 0 },
             home,
-            _values: core::marker::PhantomData,
+            _values: PhantomData,
         }
     }
 
@@ -83,7 +112,14 @@ impl<'a, T> ArenaVec<'a, T> {
     /// # Errors
     /// As [`ArenaBuilder::build`].
     pub fn own(settings: &ArenaBuilder) -> Result<ArenaVec<'static, T>> {
-        Ok(ArenaVec::at(Home::Own(settings.build()?)))
+        let arena = settings.build()?;
+        let layout = Layout::new::<Arena<'static>>();
+        // SAFETY: an arena has a size.
+        let place = NonNull::new(unsafe { std::alloc::alloc(layout) }.cast::<Arena<'static>>());
+        let place = place.ok_or(out_of_memory(layout.size(), 0))?;
+        // SAFETY: fresh memory for an arena.
+        unsafe { place.write(arena) };
+        Ok(ArenaVec::at(Home { arena: place, own: true, _borrowed: PhantomData }))
     }
 
     /// A vector with reservations of its own, of `bytes` of addresses each: when one is used up, the
@@ -96,10 +132,7 @@ impl<'a, T> ArenaVec<'a, T> {
     }
 
     fn arena(&self) -> &Arena<'_> {
-        match &self.home {
-            Home::Shared(arena) => arena,
-            Home::Own(arena) => arena,
-        }
+        self.home.arena()
     }
 
     /// How many values fit before the vector has to ask its arena for more.
@@ -116,7 +149,8 @@ impl<'a, T> ArenaVec<'a, T> {
         // Read once: as far as the compiler knows, the value may be written over the length.
         let len = self.len;
         if len == self.capacity {
-            self.grow_or_fail();
+            (self.start, self.capacity) =
+                Self::grown_or_fail(self.home.arena, self.home.own, self.start, len);
         }
         // SAFETY: `len < capacity`.
         unsafe { self.start.add(len).write(value) };
@@ -139,10 +173,18 @@ impl<'a, T> ArenaVec<'a, T> {
         Ok(())
     }
 
+    /// The buffer of a full vector, with room for one more.
     #[cold]
     #[inline(never)]
-    fn grow_or_fail(&mut self) {
-        self.reserve(1);
+    fn grown_or_fail(
+        arena: NonNull<Arena<'a>>,
+        own: bool,
+        start: NonNull<T>,
+        len: usize,
+    ) -> (NonNull<T>, usize) {
+        // SAFETY: a vector's arena, while the vector is there.
+        let arena = unsafe { arena.as_ref() };
+        arena.or_fail(Self::grown(arena, own, (start, len), len, 1))
     }
 
     /// Makes room for `more` values.
@@ -163,26 +205,39 @@ impl<'a, T> ArenaVec<'a, T> {
         if more <= self.capacity - self.len {
             return Ok(());
         }
+        let old = (self.start, self.capacity);
+        (self.start, self.capacity) =
+            Self::grown(self.home.arena(), self.home.own, old, self.len, more)?;
+        Ok(())
+    }
+
+    /// The buffer `old` of a vector with `len` values, with room for `more`, and its capacity. The values
+    /// are in the new buffer then.
+    fn grown(
+        arena: &Arena<'a>,
+        own: bool,
+        (start, old): (NonNull<T>, usize),
+        len: usize,
+        more: usize,
+    ) -> Result<(NonNull<T>, usize)> {
         let too_large = Error::OutOfMemory { requested: usize::MAX, available: 0 };
-        let needed = self.len.checked_add(more).ok_or(too_large)?;
+        let needed = len.checked_add(more).ok_or(too_large)?;
         let least = array_layout::<T>(needed)?;
-        let old = self.capacity * size_of::<T>();
-        let wanted = needed.max(self.capacity * 2).max(4);
-        let start = self.start.cast::<u8>();
-        let arena = self.arena();
-        if old != 0 {
+        let wanted = needed.max(old * 2).max(4);
+        let bytes = old * size_of::<T>();
+        if bytes != 0 {
             // In place: all that is committed, if the arena is our own; else as much as the vector
             // would get elsewhere, or what the block has.
-            let capacity = match &self.home {
-                Home::Own(own) => (old + own.room()) / size_of::<T>(),
-                Home::Shared(arena) => wanted.min((old + arena.available()) / size_of::<T>()),
+            let capacity = if own {
+                (bytes + arena.room()) / size_of::<T>()
+            } else {
+                wanted.min((bytes + arena.available()) / size_of::<T>())
             };
             let capacity = capacity.max(needed);
             let layout = array_layout::<T>(capacity)?;
             // SAFETY: the buffer is one push of this arena, and gets no shorter.
-            if unsafe { arena.grow_last(start, old, layout.size(), layout.align()) } {
-                self.capacity = capacity;
-                return Ok(());
+            if unsafe { arena.grow_last(start.cast(), bytes, layout.size(), layout.align()) } {
+                return Ok((start, capacity));
             }
         }
         let (capacity, new) = match array_layout::<T>(wanted).map(|l| arena.try_push_layout(l)) {
@@ -191,14 +246,12 @@ impl<'a, T> ArenaVec<'a, T> {
         };
         let new = new.cast::<T>();
         // SAFETY: the values move to a fresh buffer, which does not overlap the old one.
-        unsafe { new.copy_from_nonoverlapping(self.start, self.len) };
-        self.start = new;
-        self.capacity = capacity;
-        if let Home::Own(own) = &self.home {
+        unsafe { new.copy_from_nonoverlapping(start, len) };
+        if own {
             // SAFETY: the blocks before the new buffer's held the old one only.
-            unsafe { own.drop_older_blocks() };
+            unsafe { arena.drop_older_blocks() };
         }
-        Ok(())
+        Ok((new, capacity))
     }
 
     /// Gives unused room back, where the vector is its arena's last push.
@@ -347,7 +400,7 @@ impl<'a, T> ArenaVec<'a, T> {
     /// The values as a slice of the arena, which lives as long as that. (A vector with an arena of
     /// its own leaks that: it lives for good.)
     pub fn into_slice(mut self) -> &'a mut [T] {
-        if matches!(self.home, Home::Shared(_)) {
+        if !self.home.own {
             self.shrink_to_fit();
         }
         let this = ManuallyDrop::new(self);
@@ -358,14 +411,20 @@ impl<'a, T> ArenaVec<'a, T> {
 }
 
 impl<T> Drop for ArenaVec<'_, T> {
+    #[inline]
     fn drop(&mut self) {
-        self.truncate(0);
+        #[inline(never)]
+        fn give_back(arena: NonNull<Arena<'_>>, start: NonNull<u8>, bytes: usize) {
+            // SAFETY: a vector's arena, while the vector is there. The buffer is one push of it, and
+            // nobody uses it any more.
+            unsafe { arena.as_ref().shrink_last(start, bytes, 0) };
+        }
+        if needs_drop::<T>() {
+            self.truncate(0);
+        }
         let bytes = self.capacity.wrapping_mul(size_of::<T>());
-        if let Home::Shared(arena) = &self.home
-            && bytes != 0
-        {
-            // SAFETY: the buffer is one push of this arena, and nobody uses it any more.
-            unsafe { arena.shrink_last(self.start.cast(), bytes, 0) };
+        if !self.home.own && bytes != 0 {
+            give_back(self.home.arena, self.start.cast(), bytes);
         }
     }
 }
