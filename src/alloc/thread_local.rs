@@ -388,6 +388,24 @@ impl ThreadLocalAllocator {
         self.locals.iter().find(|local| local.id.load(Relaxed) == owner.0 as u32)
     }
 
+    /// Frees a slab block of the thread block that the calling thread allocates from. False where it is
+    /// another's, or no block that is handed out.
+    #[inline]
+    fn free_own(&self, offset: usize) -> bool {
+        let local = &self.locals[thread_number() as usize % self.locals.len()];
+        let id = local.id.load(Relaxed);
+        if id == 0 || self.heap.owner_of(offset).0 as u32 != id || self.check_process().is_err() {
+            return false;
+        }
+        let freed = local.with(|slot| {
+            let thread = slot.as_mut()?;
+            // Again: the slab may have changed hands before the lock was taken.
+            let (head, class, index) = self.heap.find_own(offset, thread.id())?;
+            Some(thread.free_live(&self.heap, head, class, index))
+        });
+        freed.flatten() == Some(true)
+    }
+
     fn allocate_in(&self, ctx: MemContext, layout: Layout) -> Result<(OffsetPtr<u8>, bool)> {
         let size = layout.size().max(1);
         let align = layout.align();
@@ -482,10 +500,9 @@ impl ThreadLocalAllocator {
                         if self.heap.find_block(offset)? != block {
                             return Err(Error::NotABlock { offset: offset as u64 });
                         }
-                        self.heap.check_live(block)?;
-                        let freed = slot.as_mut().is_some_and(|thread| {
-                            thread.free_local(&self.heap, head, class, index)
-                        });
+                        let freed = slot
+                            .as_mut()
+                            .is_some_and(|thread| thread.free_live(&self.heap, head, class, index));
                         if freed { Ok(()) } else { Err(double) }
                     })
                 });
@@ -593,6 +610,9 @@ unsafe impl Allocator for ThreadLocalAllocator {
         block: OffsetPtr<u8>,
     ) -> Result<()> {
         let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
+        if self.free_own(offset) {
+            return Ok(());
+        }
         let found = self.heap.find_block(offset);
         found
             .and_then(|found| self.free_block(offset, found))

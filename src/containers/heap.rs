@@ -22,6 +22,8 @@ use crate::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::lock::RawLock;
 
 const ENTRIES: usize = 256;
+/// The bases of heaps are multiples of this, and so are their lengths.
+const UNIT: usize = 4096;
 /// No block is smaller: allocators cannot keep smaller ones for a process that dies.
 const LEAST: usize = 32;
 
@@ -92,7 +94,7 @@ fn hold_still_across_forks() {
 
 /// The entry of an id, or the empty one where it would go.
 fn probe(key: u64) -> Result<&'static Entry, Option<&'static Entry>> {
-    let home = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize;
+    let home = home_of(key);
     let others = (0..ENTRIES).map(|step| &TABLE[(home + step) & (ENTRIES - 1)]);
     for entry in core::iter::once(&FIRST).chain(others) {
         match entry.key.load(Ordering::Acquire) {
@@ -112,7 +114,12 @@ fn another(key: u64) -> &'static Entry {
 /// The entry of an id, an empty one if there is none.
 #[inline(always)]
 fn entry(key: u64) -> &'static Entry {
-    if FIRST.key.load(Ordering::Acquire) == key { &FIRST } else { another(key) }
+    if is_first(key) { &FIRST } else { another(key) }
+}
+
+#[inline(always)]
+fn is_first(key: u64) -> bool {
+    FIRST.key.load(Ordering::Acquire) == key
 }
 
 fn home(id: AllocatorId) -> Result<&'static Home> {
@@ -158,19 +165,92 @@ pub(super) fn reach<T>(id: AllocatorId, offset: u64, count: u64) -> NonNull<T> {
     }
 }
 
+/// [`reach`] for value `index` of those at `offset`, in fewer instructions: loops that index containers
+/// come here each time.
+#[inline(always)]
+pub(super) fn reach_nth<T>(id: AllocatorId, offset: u64, index: u64) -> NonNull<T> {
+    // Damaged words may wrap here; the place is inside the heap all the same.
+    let place = offset.wrapping_add(index.wrapping_mul(size_of::<T>() as u64));
+    // Of the offset and not of the place, so that a loop has to look once.
+    if !is_aligned::<T>(offset) {
+        lost_at(key(id), offset, align_of::<T>());
+    }
+    let found = if is_first(key(id)) {
+        nth_in::<T>(&FIRST, place)
+    } else {
+        elsewhere(key(id)).and_then(|entry| nth_in::<T>(entry, place))
+    };
+    match found {
+        Some(address) => at(address),
+        None => lost_at(key(id), place, align_of::<T>()),
+    }
+}
+
+/// [`probe`] in the table, without a call: one that may come back would take the registers from a loop
+/// over the first heap.
+#[inline(always)]
+fn elsewhere(key: u64) -> Option<&'static Entry> {
+    core::hint::cold_path();
+    let home = home_of(key);
+    let mut step = 0;
+    while step < ENTRIES {
+        let entry = &TABLE[(home + step) % ENTRIES];
+        match entry.key.load(Ordering::Acquire) {
+            found if found == key => return Some(entry),
+            found if found == self::key(AllocatorId::NULL) => return None,
+            _ => step += 1,
+        }
+    }
+    None
+}
+
+/// Where the table is looked through from.
+#[inline(always)]
+const fn home_of(key: u64) -> usize {
+    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize
+}
+
+/// The address of a value at `offset`, which is as aligned as it has to be.
+#[inline(always)]
+fn nth_in<T>(entry: &Entry, offset: u64) -> Option<usize> {
+    let length = entry.len.load(Ordering::Acquire) as u64;
+    // Where values are as long as they are aligned, one that begins inside ends inside: so are lengths.
+    let begins = match size_of::<T>() == align_of::<T>() && size_of::<T>() <= UNIT {
+        true => length,
+        false => length.saturating_sub(size_of::<T>() as u64 - 1),
+    };
+    if offset >= begins {
+        return None;
+    }
+    let address = entry.base.load(Ordering::Relaxed) + offset as usize;
+    is_aligned_at::<T>(address).then_some(address)
+}
+
+/// Whether values may lie at this offset, as far as that does not depend on the base.
+#[inline(always)]
+fn is_aligned<T>(offset: u64) -> bool {
+    offset & (align_of::<T>().min(UNIT) as u64 - 1) == 0
+}
+
+/// Whether values may lie at this address, whose offset [is aligned](is_aligned).
+#[inline(always)]
+fn is_aligned_at<T>(address: usize) -> bool {
+    align_of::<T>() <= UNIT || address & (align_of::<T>() - 1) == 0
+}
+
 #[inline(always)]
 fn look_up<T>(key: u64, offset: u64, count: u64) -> Option<usize> {
     let entry = entry(key);
     let length = entry.len.load(Ordering::Acquire) as u64;
     let (bytes, too_many) = count.overflowing_mul(size_of::<T>() as u64);
-    if too_many || offset >= length || bytes > length - offset {
+    if too_many || !is_aligned::<T>(offset) || offset >= length || bytes > length - offset {
         return None;
     }
     let address = entry.base.load(Ordering::Relaxed) + offset as usize;
-    if address & (align_of::<T>() - 1) == 0 { Some(address) } else { None }
+    is_aligned_at::<T>(address).then_some(address)
 }
 
-/// The pointer to what [`look_up`] found.
+/// The pointer to what was found.
 #[inline(always)]
 fn at<T>(address: usize) -> NonNull<T> {
     // SAFETY: no heap with a length begins at null (`publish`), and the address is inside the heap.
@@ -291,7 +371,8 @@ impl ShmHeap {
     /// # Errors
     /// [`Error::AlreadyExists`] where this process has one for that id (a forked child replaces its
     /// parent's), [`Error::UnknownAllocator`] for one without an id, [`Error::TableFull`] after 257
-    /// different ids.
+    /// different ids; [`Error::BadAlignment`] where base or length are no multiples of 4096, as those of
+    /// all allocators of this library are.
     pub fn of<A: Allocator>(alloc: &'static A) -> Result<ShmHeap> {
         Self::publish(alloc.id(), alloc.base(), alloc.region_len(), Some(alloc))
     }
@@ -316,6 +397,9 @@ impl ShmHeap {
         // Whose offsets are addresses has no id, and no base.
         if id.is_null() || base.is_null() {
             return Err(Error::UnknownAllocator { id });
+        }
+        if (base.addr() | len) & (UNIT - 1) != 0 {
+            return Err(Error::BadAlignment { align: UNIT });
         }
         let generation = os::fork_generation();
         let home = Box::into_raw(Box::new(Home { alloc, generation }));

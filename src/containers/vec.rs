@@ -4,14 +4,17 @@
 //! ShmVec: heap's id | data: offset of a block | length | capacity       32 bytes
 //! ```
 //!
-//! Every look at the elements finds the heap, and checks that the block is inside it: a loop that
-//! minds takes the slice once. Without capacity there is no block. Elements of no size need none;
+//! Every look at the elements finds the heap, and checks that they are inside it: a loop that minds takes
+//! the slice once. Without capacity there is no block. Elements of no size need none;
 //! their capacity is all numbers.
 #![allow(unsafe_code)] // moves elements in shared memory
 
 use core::alloc::Layout;
 use core::marker::PhantomData;
-use core::ops::{Deref, DerefMut};
+use core::ops::{
+    Deref, DerefMut, Index, IndexMut, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo,
+    RangeToInclusive,
+};
 use core::ptr::{self, NonNull};
 use core::slice;
 
@@ -51,6 +54,13 @@ pub struct ShmVec<T: ShmSafe> {
 
 // SAFETY: an id, an offset and counts; the destructor looks the id up where it runs.
 unsafe impl<T: ShmSafe> ShmSafe for ShmVec<T> {}
+
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn no_element(index: usize, len: usize) -> ! {
+    panic!("index out of bounds: the len is {len} but the index is {index}")
+}
 
 /// The block for `count` elements.
 fn layout<T>(count: u64) -> Result<Layout> {
@@ -121,6 +131,19 @@ impl<T: ShmSafe> ShmVec<T> {
             return NonNull::dangling();
         }
         heap::reach(self.heap, self.data.offset(), count)
+    }
+
+    /// The element at `index`; panics if there is none.
+    #[inline(always)]
+    #[track_caller]
+    fn nth(&self, index: usize) -> NonNull<T> {
+        if index >= self.len() {
+            no_element(index, self.len());
+        }
+        match Self::NO_SIZE {
+            true => NonNull::dangling(),
+            false => heap::reach_nth(self.heap, self.data.offset(), index as u64),
+        }
     }
 
     /// The elements.
@@ -205,11 +228,7 @@ impl<T: ShmSafe> ShmVec<T> {
     fn put(&mut self, value: T) {
         let place = match Self::NO_SIZE {
             true => NonNull::dangling(),
-            // Damaged words may wrap here; the place is inside the heap all the same.
-            false => {
-                let at = self.len.wrapping_mul(size_of::<T>() as u64);
-                heap::reach::<T>(self.heap, self.data.offset().wrapping_add(at), 1)
-            }
+            false => heap::reach_nth::<T>(self.heap, self.data.offset(), self.len),
         };
         // SAFETY: the place behind the last element, inside the capacity.
         unsafe { place.write(value) };
@@ -406,6 +425,45 @@ impl<T: ShmSafe> DerefMut for ShmVec<T> {
         self.as_mut_slice()
     }
 }
+
+/// One element: found by itself, without making a slice of all.
+impl<T: ShmSafe> Index<usize> for ShmVec<T> {
+    type Output = T;
+    #[inline]
+    fn index(&self, index: usize) -> &T {
+        // SAFETY: an element, inside the heap, which stays while `self` is borrowed.
+        unsafe { self.nth(index).as_ref() }
+    }
+}
+
+impl<T: ShmSafe> IndexMut<usize> for ShmVec<T> {
+    #[inline]
+    fn index_mut(&mut self, index: usize) -> &mut T {
+        // SAFETY: as above, and `self` is borrowed for this alone.
+        unsafe { self.nth(index).as_mut() }
+    }
+}
+
+macro_rules! indexed_by_ranges {
+    ($($range:ty)*) => { $(
+        impl<T: ShmSafe> Index<$range> for ShmVec<T> {
+            type Output = [T];
+            #[inline]
+            fn index(&self, range: $range) -> &[T] {
+                &self.as_slice()[range]
+            }
+        }
+        impl<T: ShmSafe> IndexMut<$range> for ShmVec<T> {
+            #[inline]
+            fn index_mut(&mut self, range: $range) -> &mut [T] {
+                &mut self.as_mut_slice()[range]
+            }
+        }
+    )* };
+}
+indexed_by_ranges!(
+    Range<usize> RangeFrom<usize> RangeTo<usize> RangeFull RangeInclusive<usize> RangeToInclusive<usize>
+);
 
 /// The elements of a [`ShmVec`], by value. What is not taken is dropped with it.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! `ShmVec` and `ShmBox` against `Vec` and `Box`.
 
-use hshm::{Error, MIB, ShmBox, ShmVec};
+use hshm::{Error, MIB, ShmBox, ShmSafe, ShmVec};
 
 use super::common::{Counted, Place, Random};
 
@@ -132,6 +132,43 @@ fn elements_keep_their_alignment() {
         assert!(vec.iter().enumerate().all(|(n, line)| line.0 == [n as u8; 64]));
         assert_eq!(ShmBox::new_in(Line([3; 64]), heap).unwrap().0[9], 3);
     });
+}
+
+/// Elements are found one by one and in slices: in the first heap of a process and in others, whatever
+/// their size and alignment.
+#[test]
+fn indexed_like_a_vec() {
+    fn check<T: ShmSafe + Clone + PartialEq + std::fmt::Debug>(place: &Place, some: [T; 3]) {
+        place.balanced(|heap| {
+            let items = || (0..700).map(|n| some[n % 3].clone());
+            let mut model: Vec<T> = items().collect();
+            let mut vec = ShmVec::from_iter_in(items(), heap).unwrap();
+            for at in [0, 1, 63, 64, 256, 699] {
+                assert_eq!(vec[at], model[at]);
+                assert_eq!(&raw const vec[at], &raw const vec.as_slice()[at]);
+                vec[at] = some[(at + 1) % 3].clone();
+                model[at] = some[(at + 1) % 3].clone();
+            }
+            assert_eq!((&vec[..], &vec[5..]), (&model[..], &model[5..]));
+            assert_eq!((&vec[..9], &vec[..=9]), (&model[..9], &model[..=9]));
+            assert_eq!((&vec[3..700], &vec[3..=699]), (&model[3..], &model[3..]));
+            vec[10..20].reverse();
+            model[10..20].reverse();
+            assert_eq!(vec, model[..]);
+            for at in [700, 1 << 32, usize::MAX / 8 + 1, usize::MAX] {
+                let look = std::panic::AssertUnwindSafe(|| vec[at] == some[0]);
+                assert!(std::panic::catch_unwind(look).is_err(), "{at}");
+            }
+        });
+    }
+    for place in [Place::usual(), Place::usual(), Place::usual()] {
+        check(&place, [1u8, 2, 3]);
+        check(&place, [1u64, 2, 3]);
+        check(&place, [[1u8; 3], [2; 3], [3; 3]]);
+        check(&place, [[1u32; 5], [2; 5], [3; 5]]);
+        check(&place, [[1u64; 600], [2; 600], [3; 600]]);
+        check(&place, [(), (), ()]);
+    }
 }
 
 /// When memory is out, everything is as it was, and everything comes back.
