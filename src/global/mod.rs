@@ -99,7 +99,7 @@ impl HshmAlloc {
     /// to the heap before anything is counted, and so did those of threads that have ended (joined, that
     /// is: `thread::scope` goes on before its threads have quite ended). What the caches of *other living
     /// threads* keep counts as handed out, for nobody but those threads knows what that is:
-    /// at most 64 KiB of each size class (8 blocks above 8 KiB), and 8 MiB of blocks of more than 32 KiB.
+    /// at most 256 KiB of each size class, and 8 MiB of blocks of more than 32 KiB.
     ///
     /// The heap is counted while it stands still, so the sum is one that was true at one moment; threads
     /// that allocate or free meanwhile wait, as far as their caches do not serve them. It takes time with
