@@ -115,6 +115,98 @@ fn handles_and_the_allocator_free_each_others_blocks() {
     assert_eq!((report.blocks_in_use, one.refused_frees()), (0, 0));
 }
 
+/// Runs that a thread keeps are free to everybody who looks, and whoever has none left gets them.
+#[test]
+fn kept_runs_are_free_memory() {
+    let region = region(48 * MIB);
+    let one = ThreadLocalAllocator::shm_init_with(region.clone(), 4).unwrap();
+    let two = ThreadLocalAllocator::shm_attach(region, 0, 4).unwrap();
+    let sizes = [1, 2, 3, 5, 8, 13, 32].map(|granules| granules * 64 * KIB);
+    let available = one.available();
+    for way in 0..3 {
+        let own = one.exclusive().unwrap();
+        let foreign = two.exclusive().unwrap();
+        let blocks: Vec<_> =
+            sizes.iter().map(|&size| own.allocate_offset(layout(size)).unwrap()).collect();
+        assert_eq!(one.verify().unwrap().blocks_in_use, sizes.len());
+        for (index, &block) in blocks.iter().enumerate() {
+            // SAFETY: the test's blocks, and frees that are refused.
+            unsafe {
+                match (way + index) % 3 {
+                    0 => own.free_offset(block).unwrap(),
+                    1 => one.free_offset(CTX, block).unwrap(),
+                    _ => foreign.free_offset(block).unwrap(),
+                }
+                let double = Err(Error::DoubleFree { offset: block.offset() });
+                assert_eq!(own.free_offset(block), double);
+                assert_eq!(one.free_offset(CTX, block), double);
+                assert_eq!(foreign.free_offset(block), double);
+                assert!(
+                    one.usable_size(block).is_err() && one.transfer(block, Owner::Nobody).is_err()
+                );
+            }
+        }
+        assert_eq!((one.currently_allocated_size(), one.verify().unwrap().in_use()), (0, 0));
+        assert_eq!(one.available(), available);
+        // The same runs again, and none twice.
+        let again: HashSet<_> =
+            sizes.iter().map(|&size| own.allocate_offset(layout(size)).unwrap().offset()).collect();
+        assert_eq!(again.len(), sizes.len());
+        assert!(blocks.iter().filter(|block| again.contains(&block.offset())).count() >= 5);
+        for at in again {
+            // SAFETY: the test's block.
+            unsafe { own.free_offset(OffsetPtr::new(at)) }.unwrap();
+        }
+    }
+    assert_eq!(one.refused_frees(), 3 * 3 * sizes.len() as u64);
+    // The handles are gone, and what they keep is nobody's: all of it in one piece.
+    let most = one.fragmentation().largest_free;
+    one.trim();
+    two.trim();
+    assert!(one.fragmentation().largest_free >= most);
+    let whole = one.allocate_offset(CTX, layout(32 * MIB)).unwrap();
+    // SAFETY: as above.
+    unsafe { one.free_offset(CTX, whole) }.unwrap();
+    one.verify().unwrap();
+}
+
+/// A run that two threads free at the same moment, which is a mistake, is free once.
+#[test]
+fn runs_that_two_free_at_once_are_free_once() {
+    let alloc = ThreadLocalAllocator::shm_init_with(region(64 * MIB), 4).unwrap();
+    let (to, from) = mpsc::sync_channel::<OffsetPtr<u8>>(0);
+    std::thread::scope(|scope| {
+        let alloc = &alloc;
+        scope.spawn(move || {
+            let other = alloc.exclusive().unwrap();
+            for block in from {
+                // SAFETY: checked; whoever comes second is refused, now or when the owner looks.
+                let _ = unsafe { other.free_offset(block) };
+            }
+        });
+        let own = alloc.exclusive().unwrap();
+        for round in 0..3000 {
+            let size = (1 + round % 3) * 64 * KIB;
+            let block = own.allocate_offset(layout(size)).unwrap();
+            to.send(block).unwrap();
+            // SAFETY: as above.
+            let _ = unsafe { own.free_offset(block) };
+            if round % 5 == 0 {
+                own.tidy();
+            }
+        }
+        drop(to);
+    });
+    // A free that came late may have been of a run that was handed out again; no run is two.
+    let own = alloc.exclusive().unwrap();
+    let blocks: HashSet<_> =
+        (0..64).map(|_| own.allocate_offset(layout(64 * KIB)).unwrap().offset()).collect();
+    assert_eq!(blocks.len(), 64);
+    drop(own);
+    alloc.trim();
+    assert_eq!(alloc.verify().unwrap().blocks_in_use, 64);
+}
+
 #[test]
 fn bad_frees_are_refused_and_counted() {
     let alloc = ThreadLocalAllocator::shm_init_with(region(24 * MIB), 4).unwrap();

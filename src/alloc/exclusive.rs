@@ -31,7 +31,9 @@ use crate::ptr::OffsetPtr;
 /// [`exclusive`](ThreadLocalAllocator::exclusive).
 ///
 /// Its blocks are the allocator's: any thread of any process frees them, through the allocator or
-/// through a handle of its own.
+/// through a handle of its own. What others free comes back when the handle's thread needs memory, or
+/// calls [`tidy`](Self::tidy); until then, and for the runs of pages that it keeps (at most 16 MiB,
+/// and but for 1 MiB no more than it once used), nobody else can have it.
 ///
 /// ```
 /// use core::alloc::Layout;
@@ -112,8 +114,8 @@ impl<'a> Exclusive<'a> {
     /// Allocates a block; its contents are undefined. As [`Allocator::allocate_offset`].
     #[inline]
     pub fn allocate_offset(&self, layout: Layout) -> Result<OffsetPtr<u8>> {
-        self.alloc.check_process()?;
-        if layout.align() <= 8 && layout.size().wrapping_sub(1) < MAX_SMALL {
+        let small = layout.align() <= 8 && layout.size().wrapping_sub(1) < MAX_SMALL;
+        if small && self.alloc.check_process().is_ok() {
             let class = ClassId::new(class_index(layout.size()));
             if let Some(offset) = self.with(|heap| heap.take_one(&self.alloc.heap, class)) {
                 return Ok(OffsetPtr::new(offset as u64));
@@ -124,6 +126,7 @@ impl<'a> Exclusive<'a> {
 
     #[inline(never)]
     fn allocate_slow(&self, layout: Layout) -> Result<OffsetPtr<u8>> {
+        self.alloc.check_process()?;
         let (size, align) = (layout.size().max(1), layout.align());
         let Some(rounded) = align_up(size, align) else {
             let available = self.alloc.available();
@@ -169,12 +172,17 @@ impl<'a> Exclusive<'a> {
         {
             return Ok(());
         }
-        self.free_slow(offset).map_err(|error| self.alloc.refuse_free(error))
+        self.free_slow(offset)
     }
 
     /// Blocks of others, runs, and what is refused.
     #[inline(never)]
     fn free_slow(&self, offset: usize) -> Result<()> {
+        self.free_any(offset).map_err(|error| self.alloc.refuse_free(error))
+    }
+
+    #[inline]
+    fn free_any(&self, offset: usize) -> Result<()> {
         self.alloc.check_process()?;
         let engine = &self.alloc.heap;
         let found = engine.find_block(offset)?;
@@ -182,9 +190,10 @@ impl<'a> Exclusive<'a> {
             Block::Small { owner, .. } if owner == self.id => false,
             // Also where it is another block's of this process: its owner will come by.
             Block::Small { head, class, index, owner } => {
-                engine.check_live(found)?;
-                let (word, mask) = (index as usize / 64, 1 << (index % 64));
-                engine.free_remote(head, class, owner, word, mask)
+                engine.return_block(head, class, owner, index)
+            }
+            Block::Run { head, owner, .. } if owner == self.id => {
+                self.with(|heap| heap.free_own_run(engine, head))
             }
             _ => return self.alloc.free_block(offset, found),
         };

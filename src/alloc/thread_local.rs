@@ -113,8 +113,8 @@ impl Local {
 pub struct ThreadLocalAllocator {
     pub(super) heap: RegionHeap,
     pub(super) process: ProcessSlot,
-    /// See `os::fork_generation`: a forked child has the heaps but not the process block.
-    generation: Option<u32>,
+    /// See `os::is_generation`: a forked child has the heaps but not the process block.
+    generation: u32,
     pub(super) locals: Box<[Local]>,
     /// What happens to its blocks when it leaves.
     stays: Stays,
@@ -214,7 +214,7 @@ impl ThreadLocalAllocator {
             })
             .collect();
         let stays = Stays::All;
-        let generation = os::fork_generation();
+        let generation = os::generation_mark();
         Ok(ThreadLocalAllocator {
             heap,
             process,
@@ -372,7 +372,7 @@ impl ThreadLocalAllocator {
             None => {
                 let id = self.heap.take_block(self.process)?;
                 local.id.store(id.0 as u32, Relaxed);
-                Ok(slot.insert(ThreadHeap::new(id, self.process)))
+                Ok(slot.insert(ThreadHeap::new(id, self.process).keeping_runs()))
             }
         }
     }
@@ -381,7 +381,7 @@ impl ThreadLocalAllocator {
     /// child it is a copy, while the region is shared: using both would hand blocks out twice.
     #[inline]
     pub(super) fn check_process(&self) -> Result<()> {
-        if os::fork_generation() == self.generation { Ok(()) } else { Err(Error::Forked) }
+        if os::is_generation(self.generation) { Ok(()) } else { Err(Error::Forked) }
     }
 
     fn local_of(&self, owner: BlockId) -> Option<&Local> {
@@ -444,12 +444,11 @@ impl ThreadLocalAllocator {
             let block = thread.allocate_one(&self.heap, class)?;
             return Ok((OffsetPtr::new((block.addr() - self.heap.base().addr()) as u64), false));
         }
-        // Runs that other processes freed come back here; one load where there are none.
-        thread.collect(&self.heap);
         let max_run = MAX_RUN as usize * GRANULE;
         let (head, zeroed) = if size <= max_run && align <= max_run {
-            self.heap.allocate_run(self.process, thread.id(), size, align, self.room())?
+            thread.allocate_run(&self.heap, size, align, self.room())?
         } else {
+            thread.collect(&self.heap);
             self.heap.allocate_large(self.process, thread.id(), size, align, size, false)?
         };
         Ok((OffsetPtr::new(head.0 as u64 * GRANULE as u64), zeroed))
@@ -509,24 +508,27 @@ impl ThreadLocalAllocator {
                 if let Some(done) = own {
                     return done;
                 }
-                self.heap.check_live(block)?;
-                let (word, mask) = (index as usize / 64, 1 << (index % 64));
-                if !self.heap.free_remote(head, class, owner, word, mask) {
+                if !self.heap.return_block(head, class, owner, index) {
                     return Err(double);
                 }
             }
             Block::Run { head, owner, .. } => {
-                let freed = if self.local_of(owner).is_some() {
-                    // Of all who return a run, the first does; of it and the owner's collector, the
-                    // one that takes the mark away frees the run.
-                    let desc = self.heap.desc(head);
-                    self.heap.forget_keeper(head);
-                    desc.return_run()
-                        && (!desc.take_returned_run() || self.heap.free_run(self.process, head))
-                } else {
-                    self.heap.return_foreign_run(head, owner)
-                };
-                if !freed {
+                let own = self.local_of(owner).and_then(|local| {
+                    local.with(|slot| {
+                        // It may have been given up before the lock was taken.
+                        if self.heap.find_block(offset)? != block {
+                            return Err(Error::NotABlock { offset: offset as u64 });
+                        }
+                        let freed = slot
+                            .as_mut()
+                            .is_some_and(|thread| thread.free_own_run(&self.heap, head));
+                        if freed { Ok(()) } else { Err(double) }
+                    })
+                });
+                if let Some(done) = own {
+                    return done;
+                }
+                if !self.heap.return_foreign_run(head, owner) {
                     return Err(double);
                 }
             }
@@ -551,9 +553,15 @@ impl ThreadLocalAllocator {
                 if wanted > granules as usize && wanted > self.grown.load(Relaxed) as usize {
                     self.grown.store(wanted.min(MAX_RUN as usize) as u32, Relaxed);
                 }
-                size > MAX_SMALL
-                    && self.local_of(owner).is_some()
-                    && self.heap.resize_run(self.process, owner, head, granules, size)
+                let Some(local) = self.local_of(owner) else { return false };
+                let resize = || self.heap.resize_run(self.process, owner, head, granules, size);
+                // What is free behind it may be a run that is kept.
+                let make_room = |slot: &mut Option<ThreadHeap>| {
+                    slot.as_mut().is_some_and(|thread| {
+                        thread.make_room_behind(&self.heap, head, granules, size)
+                    })
+                };
+                size > MAX_SMALL && (resize() || local.with(make_room) == Some(true) && resize())
             }
             Block::Large { head } => {
                 size > MAX_RUN as usize * GRANULE / 2 && self.heap.resize_large(head, size)

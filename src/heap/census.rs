@@ -21,7 +21,7 @@ pub struct Fragmentation {
     /// In blocks that are handed out.
     pub in_use: usize,
     /// In pages that hold blocks of one size, between those that are handed out: free for requests of
-    /// that size only, until all of a page is free.
+    /// that size only, until all of a page is free. With the runs of pages that threads keep.
     pub free_in_pages: usize,
     /// In free pages: free for any request.
     pub free: usize,
@@ -78,7 +78,7 @@ impl RegionHeap {
     fn undivided(&self, head: GranuleIdx, entry: Entry) -> Option<usize> {
         let owner = entry.owner();
         match entry.kind() {
-            Kind::Run if !self.desc(head).is_run_returned() => {
+            Kind::Run if self.desc(head).is_run_live() => {
                 let granules = self.run_granules(head);
                 Some(self.block_size(Block::Run { head, granules, owner }))
             }
@@ -118,15 +118,20 @@ impl RegionHeap {
         });
     }
 
-    /// Bytes of the blocks in `process`'s slabs that are not handed out.
+    /// Bytes of the blocks in `process`'s slabs that are not handed out, and of the runs that its
+    /// threads keep.
     pub(crate) fn free_in_slabs(&self, process: ProcessSlot) -> usize {
         let mut bytes = 0;
         self.for_each_head(|head, entry| {
-            let owner = self.chunk(Self::chunk_of(head).0).usage();
-            if entry.kind() == Kind::Slab && owner == Use::Pages(process) {
+            if self.chunk(Self::chunk_of(head).0).usage() != Use::Pages(process) {
+                return;
+            }
+            if entry.kind() == Kind::Slab {
                 let class = ClassId::new(entry.class_index());
                 let live = Slab::new(self, head, class).live();
                 bytes += class.blocks().saturating_sub(live) as usize * class.size();
+            } else if entry.kind() == Kind::Run && !self.desc(head).is_run_live() {
+                bytes += self.run_granules(head) as usize * GRANULE;
             }
         });
         bytes

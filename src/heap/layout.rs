@@ -44,7 +44,7 @@ use crate::sync::shm_lock::{Holder, ShmGuard, ShmLock};
 /// "hshmheap"
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmheap");
 /// Changes whenever the meaning of any byte of the tables does.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// What the region header's `engine_kind` says of such a region.
 pub(crate) const ENGINE_KIND: u32 = 1;
 /// The same for a region with an in-band heap.
@@ -727,10 +727,10 @@ impl RegionHeap {
         if !self.must_commit {
             return Ok(());
         }
+        self.commit_map(first, count)?;
         let base = self.base.as_ptr().addr();
         let span = |at: usize, size: usize| self.commit(at - base, size * count as usize);
         let index = first.0 as usize;
-        span(self.map.as_ptr().addr() + 4 * index, 4)?;
         let desc = size_of::<SlabDesc>();
         span(self.descs.as_ptr().addr() + desc * index, desc)?;
         if areas {
@@ -738,6 +738,11 @@ impl RegionHeap {
             span(self.areas.as_ptr().addr() + area * index, area)?;
         }
         Ok(())
+    }
+    /// The same for entries of the granule map alone.
+    pub(crate) fn commit_map(&self, first: GranuleIdx, count: u32) -> Result<()> {
+        let at = self.map.as_ptr().addr() + 4 * first.0 as usize - self.base.as_ptr().addr();
+        self.commit(at, 4 * count as usize)
     }
     /// Commits the table entries of `count` chunks from `first`; see [`commit_tables`](Self::commit_tables).
     pub(crate) fn commit_chunk_entries(&self, first: ChunkIdx, count: u32) -> Result<()> {

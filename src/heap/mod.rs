@@ -9,7 +9,7 @@
 //! chunk     the heap source: whole chunks, large blocks
 //! process   process blocks and their granule runs
 //! slab      blocks of one class      remote   returning blocks to another's slab
-//! thread    thread blocks and thread heaps
+//! thread    thread blocks and thread heaps      spare    the runs that they keep
 //! liveness  joining, leaving, and whether the others still live
 //! keeper    blocks that were handed over
 //! reap      what becomes of a dead process's things
@@ -47,6 +47,7 @@ pub(crate) mod rbtree;
 pub(crate) mod reap;
 pub(crate) mod remote;
 pub(crate) mod slab;
+pub(crate) mod spare;
 pub(crate) mod thread;
 pub(crate) mod verify;
 pub(crate) mod words;

@@ -288,7 +288,7 @@ impl RegionHeap {
                 if count == 0 || count > room {
                     return (1, false);
                 }
-                let live = stays(at) && !desc.is_run_returned();
+                let live = stays(at) && desc.is_run_live();
                 if !live {
                     self.forget_keeper(head);
                 }

@@ -31,18 +31,24 @@ use crate::sync::atomic::Ordering;
 use crate::sync::word::Word;
 
 /// Freer (its number, not 0), after its bits are set: makes sure that the slab (granule + 1) is on
-/// the list at `head`.
+/// the list at `head`. True where it was this one who put it there.
 #[inline]
-pub(crate) fn announce<W: Word<u32>>(pending: &W, next: &W, head: &W, slab: u32, freer: u32) {
+pub(crate) fn announce<W: Word<u32>>(
+    pending: &W,
+    next: &W,
+    head: &W,
+    slab: u32,
+    freer: u32,
+) -> bool {
     if pending.load(Ordering::SeqCst) != 0 || pending.swap(freer, Ordering::SeqCst) != 0 {
-        return;
+        return false;
     }
     let mut first = head.load(Ordering::Relaxed);
     loop {
         next.store(first, Ordering::Relaxed);
         // Release: whoever takes the list sees the link, and the bits.
         match head.compare_exchange(first, slab, Ordering::SeqCst, Ordering::Relaxed) {
-            Ok(_) => return,
+            Ok(_) => return true,
             Err(now) => first = now,
         }
     }

@@ -36,6 +36,14 @@ const ZEROED: u32 = 1;
 /// of the slab, run or large block.
 const KEPT: u32 = 2;
 
+/// Nobody returned the run. Zero, as in memory that nobody has written to.
+const LIVE: u32 = 0;
+/// Somebody gave it back whose it was not: its owner takes it.
+const RETURNED: u32 = 1;
+
+/// In place of a [`Listing`]: the run is its thread heap's to hand out; see `spare`.
+const SPARE: u32 = 3;
+
 /// Where a slab is in its owner's lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -60,8 +68,9 @@ pub(crate) struct SlabDesc {
     pub(crate) committed: AtomicU32,
     /// [`ZEROED`] and [`KEPT`].
     flags: AtomicU32,
+    /// A [`Listing`], or [`SPARE`].
     listing: AtomicU32,
-    /// Granule + 1 of the neighbours in a class's partial list.
+    /// Granule + 1 of the neighbours in a class's partial list, or of the next spare run.
     pub(crate) next: AtomicU32,
     pub(crate) prev: AtomicU32,
     /// Granules of a run; 0 for slabs.
@@ -72,32 +81,62 @@ pub(crate) struct SlabDesc {
     pub(crate) pending: AtomicU32,
     /// Granule + 1 of the next slab on that list.
     pub(crate) remote_next: AtomicU32,
-    /// 1 while a run has been returned by somebody and not been freed yet. Not a word of `remote`:
-    /// a late return must not mark a block of the slab that came after the run.
-    run_returned: AtomicU32,
+    /// What others did to a run: [`LIVE`] or [`RETURNED`]. Not a word of `remote`: a late
+    /// return must not mark a block of the slab that came after the run.
+    run_state: AtomicU32,
     _pad0: AtomicU32,
     _pad: [AtomicU64; 2],
     remote: [AtomicU64; INLINE_WORDS],
 }
 
 impl SlabDesc {
-    /// Somebody else returns a run: true where it was not returned already.
+    /// Somebody else returns a run: true where it was handed out, for the first who tries.
     pub(crate) fn return_run(&self) -> bool {
-        self.run_returned.swap(1, Ordering::SeqCst) == 0
+        !self.is_spare() && self.change_run(LIVE, RETURNED)
     }
-    /// Owner: whether the run was returned; takes the mark away.
+    /// Owner: keeps a run that is handed out, to hand it out again.
+    #[inline]
+    pub(crate) fn make_spare(&self) {
+        self.listing.store(SPARE, Relaxed);
+    }
+    /// Owner: keeps a run that was returned. False where it has it already: then it was freed twice.
     pub(crate) fn take_returned_run(&self) -> bool {
-        self.run_returned.swap(0, Ordering::AcqRel) != 0
+        // First it is free for the one reason, then for both, then for the other: whoever dies on the
+        // way leaves no block in use.
+        let twice = self.is_spare();
+        self.make_spare();
+        self.change_run(RETURNED, LIVE) && !twice
     }
-    /// Whether the run was returned.
+    /// Owner: hands out a run that it kept.
+    #[inline]
+    pub(crate) fn hand_out_run(&self) {
+        self.flags.store(0, Relaxed);
+        self.listing.store(Listing::Full as u32, Ordering::Release);
+    }
+    /// Whether the run is handed out.
+    #[inline]
+    pub(crate) fn is_run_live(&self) -> bool {
+        self.run_state.load(Ordering::SeqCst) == LIVE && !self.is_spare()
+    }
+    /// Whether the run waits for its owner to take it back.
+    #[inline]
     pub(crate) fn is_run_returned(&self) -> bool {
-        self.run_returned.load(Ordering::SeqCst) != 0
+        self.run_state.load(Ordering::SeqCst) == RETURNED
+    }
+    /// Whether it is in a thread heap's keeping.
+    #[inline]
+    pub(crate) fn is_spare(&self) -> bool {
+        self.listing.load(Relaxed) == SPARE
+    }
+    fn change_run(&self, from: u32, to: u32) -> bool {
+        self.run_state.compare_exchange(from, to, Ordering::SeqCst, Relaxed).is_ok()
     }
     /// Starts a run; see `thread`.
     pub(crate) fn init_run(&self, granules: u32, committed: u32) {
         self.run_granules.store(granules, Relaxed);
         self.committed.store(committed, Relaxed);
-        self.run_returned.store(0, Relaxed);
+        self.run_state.store(LIVE, Relaxed);
+        self.listing.store(Listing::Full as u32, Relaxed);
         self.flags.store(0, Relaxed);
     }
     /// Starts a large block.
@@ -136,8 +175,8 @@ pub(crate) struct Slab<'a> {
     pub(crate) head: GranuleIdx,
     pub(crate) class: ClassId,
     pub(crate) desc: &'a SlabDesc,
-    bits: &'a [AtomicU64],
-    remote: &'a [AtomicU64],
+    /// Where its bitmaps are, if they are not in the descriptor.
+    area: Option<&'a BitArea>,
 }
 
 /// Whether slabs of this class keep their bitmaps in the bit area.
@@ -150,15 +189,33 @@ impl<'a> Slab<'a> {
     /// The slab of `class` whose head granule is `head`; the caller read both from the granule map.
     #[inline(always)]
     pub(crate) fn new(heap: &'a RegionHeap, head: GranuleIdx, class: ClassId) -> Slab<'a> {
-        let desc = heap.desc(head);
-        let words = class.blocks().div_ceil(64) as usize;
-        let (bits, remote) = if uses_area(class) {
-            let area = heap.area(head);
-            (&area.bits[..words.min(AREA_WORDS)], &area.remote[..words.min(AREA_WORDS)])
-        } else {
-            (&desc.bits[..words.min(INLINE_WORDS)], &desc.remote[..words.min(INLINE_WORDS)])
-        };
-        Slab { head, class, desc, bits, remote }
+        let area = uses_area(class).then(|| heap.area(head));
+        Slab { head, class, desc: heap.desc(head), area }
+    }
+    /// The owner's bitmap, as long as the class has blocks.
+    #[inline(always)]
+    fn bits(&self) -> &'a [AtomicU64] {
+        match self.area {
+            Some(area) => &area.bits[..self.words().min(AREA_WORDS)],
+            None => &self.desc.bits[..self.words().min(INLINE_WORDS)],
+        }
+    }
+    /// Everybody else's.
+    #[inline(always)]
+    fn remote(&self) -> &'a [AtomicU64] {
+        match self.area {
+            Some(area) => &area.remote[..self.words().min(AREA_WORDS)],
+            None => &self.desc.remote[..self.words().min(INLINE_WORDS)],
+        }
+    }
+    /// A word of either, if there is room for so many: the caller sees to it that the class has the
+    /// block that it looks for.
+    #[inline(always)]
+    fn both(&self, word: usize) -> Option<(&'a AtomicU64, &'a AtomicU64)> {
+        match self.area {
+            Some(area) => Some((area.bits.get(word)?, area.remote.get(word)?)),
+            None => Some((self.desc.bits.get(word)?, self.desc.remote.get(word)?)),
+        }
     }
 
     /// Starts a slab in granules that are nobody's. The caller commits it by writing the granule
@@ -169,7 +226,7 @@ impl<'a> Slab<'a> {
         self.desc.committed.store(committed, Relaxed);
         self.desc.flags.store(if zeroed { ZEROED } else { 0 }, Relaxed);
         self.desc.run_granules.store(0, Relaxed);
-        for word in self.bits.iter().chain(self.remote) {
+        for word in self.bits().iter().chain(self.remote()) {
             if word.load(Relaxed) != 0 {
                 word.store(0, Relaxed);
             }
@@ -222,24 +279,22 @@ impl<'a> Slab<'a> {
     }
     #[inline]
     pub(crate) fn words(&self) -> usize {
-        self.bits.len()
+        self.class.blocks().div_ceil(64) as usize
     }
     #[inline]
     pub(crate) fn local_word(&self, word: usize) -> &'a AtomicU64 {
-        &self.bits[word]
+        &self.bits()[word]
     }
     #[inline]
     pub(crate) fn remote_word(&self, word: usize) -> &'a AtomicU64 {
-        &self.remote[word]
+        &self.remote()[word]
     }
 
     /// Owner: marks a block free that nobody has returned: in neither bitmap, and handed out once.
     #[inline(always)]
     pub(crate) fn free_live(&self, block: u32) -> bool {
         let (word, bit) = (block as usize / 64, 1 << (block % 64));
-        let (Some(place), Some(remote)) = (self.bits.get(word), self.remote.get(word)) else {
-            return false;
-        };
+        let Some((place, remote)) = self.both(word) else { return false };
         let seen = place.load(Relaxed);
         if (seen | remote.load(Relaxed)) & bit != 0 || block >= self.desc.fresh.load(Relaxed) {
             return false;
@@ -249,10 +304,21 @@ impl<'a> Slab<'a> {
         true
     }
 
+    /// Somebody else: marks a block as returned, under the same conditions. Of several who do, one is
+    /// told that it did.
+    #[inline(always)]
+    pub(crate) fn return_live(&self, block: u32) -> bool {
+        let (word, bit) = (block as usize / 64, 1 << (block % 64));
+        let Some((place, remote)) = self.both(word) else { return false };
+        block < self.desc.fresh.load(Relaxed)
+            && place.load(Relaxed) & bit == 0
+            && remote.fetch_or(bit, Ordering::SeqCst) & bit == 0
+    }
+
     /// Owner: marks a block free. False where it already was, or was never handed out.
     #[inline]
     pub(crate) fn free_block(&self, block: u32) -> bool {
-        let word = &self.bits[block as usize / 64];
+        let word = &self.bits()[block as usize / 64];
         let bit = 1 << (block % 64);
         let seen = word.load(Relaxed);
         if seen & bit != 0 || block >= self.fresh() {
@@ -271,24 +337,31 @@ impl<'a> Slab<'a> {
         if free == 0 {
             return None;
         }
-        let mut index = *hint as usize;
-        while let Some(word) = self.bits.get(index) {
-            let seen = word.load(Relaxed);
-            if seen != 0 {
-                let block = index as u32 * 64 + seen.trailing_zeros();
-                if block >= self.class.blocks() {
-                    break;
-                }
-                *hint = index as u32;
-                word.store(seen & (seen - 1), Relaxed);
-                self.desc.free.store(free - 1, Relaxed);
-                return Some(block);
-            }
-            index += 1;
+        let (word, _) = self.both(*hint as usize)?;
+        let seen = word.load(Relaxed);
+        let block = (*hint * 64).wrapping_add(seen.trailing_zeros());
+        if seen == 0 || block >= self.class.blocks() {
+            return self.take_later(hint);
         }
-        // The count, or the bits, of a damaged heap.
-        *hint = 0;
-        None
+        word.store(seen & (seen - 1), Relaxed);
+        self.desc.free.store(free - 1, Relaxed);
+        Some(block)
+    }
+
+    /// The same where that word has none.
+    #[inline(never)]
+    fn take_later(&self, hint: &mut u32) -> Option<u32> {
+        let found =
+            self.bits().iter().enumerate().skip(*hint as usize).find_map(|(index, word)| {
+                let seen = word.load(Relaxed) & self.blocks_in(index);
+                (seen != 0).then_some((index, word, seen))
+            });
+        // None is one of a damaged heap: the count, or the bits.
+        *hint = found.map_or(0, |(index, ..)| index as u32);
+        let (index, word, seen) = found?;
+        word.store(seen & (seen - 1), Relaxed);
+        self.desc.free.store(self.free_count().wrapping_sub(1), Relaxed);
+        Some(index as u32 * 64 + seen.trailing_zeros())
     }
 
     /// Owner: takes up to `out.len()` free blocks, lowest addresses first, as addresses in a slab
@@ -302,7 +375,7 @@ impl<'a> Slab<'a> {
         let size = self.class.size();
         let mut places = out.iter_mut().rev();
         let mut wanted = places.len();
-        for (index, word) in self.bits.iter().enumerate() {
+        for (index, word) in self.bits().iter().enumerate() {
             let mut left = word.load(Relaxed) & self.blocks_in(index);
             if left == 0 {
                 continue;
@@ -347,16 +420,16 @@ impl<'a> Slab<'a> {
                 continue;
             }
             if index as usize / 64 != at_word {
-                if let Some(place) = self.bits.get(at_word) {
+                if let Some(place) = self.bits().get(at_word) {
                     place.store(word, Relaxed);
                 }
                 at_word = index as usize / 64;
-                word = self.bits[at_word].load(Relaxed);
+                word = self.bits()[at_word].load(Relaxed);
             }
             twice += (word >> (index % 64) & 1) as u32;
             word |= 1 << (index % 64);
         }
-        if let Some(place) = self.bits.get(at_word) {
+        if let Some(place) = self.bits().get(at_word) {
             place.store(word, Relaxed);
         }
         let refused = wild + twice;
@@ -411,7 +484,7 @@ impl<'a> Slab<'a> {
     pub(crate) fn collect(&self, mut forget: impl FnMut(usize, u64)) -> (u32, u32) {
         let (mut back, mut refused) = (0, 0);
         let fresh = self.fresh();
-        for (index, remote) in self.remote.iter().enumerate() {
+        for (index, remote) in self.remote().iter().enumerate() {
             // Acquires what the freeing threads wrote before they set their bits, and is not made
             // before the caller's swap of `pending` (see `remote`). The bits are taken away last:
             // who dies in between leaves them in both bitmaps, and not in none.
@@ -425,7 +498,7 @@ impl<'a> Slab<'a> {
                 n if n >= 64 => u64::MAX,
                 n => (1 << n) - 1,
             };
-            let word = &self.bits[index];
+            let word = &self.bits()[index];
             let seen = word.load(Relaxed);
             let good = returned & handed_out & !seen;
             refused += (returned & !good).count_ones();
@@ -451,7 +524,7 @@ impl<'a> Slab<'a> {
     ) -> u32 {
         let fresh = self.fresh();
         let mut left = 0;
-        for (index, remote) in self.remote.iter().enumerate() {
+        for (index, remote) in self.remote().iter().enumerate() {
             let first = index as u32 * 64;
             let handed_out = match fresh.saturating_sub(first) {
                 0 => 0,
@@ -459,7 +532,7 @@ impl<'a> Slab<'a> {
                 n => (1 << n) - 1,
             };
             let returned = remote.load(Ordering::SeqCst);
-            let mut free = (self.bits[index].load(Relaxed) | returned) & handed_out;
+            let mut free = (self.bits()[index].load(Relaxed) | returned) & handed_out;
             let mut live = handed_out & !free;
             while live != 0 {
                 let bit = live.trailing_zeros();
@@ -471,9 +544,9 @@ impl<'a> Slab<'a> {
                 }
             }
             if self.desc.is_kept() {
-                forget(index, free & !self.bits[index].load(Relaxed));
+                forget(index, free & !self.bits()[index].load(Relaxed));
             }
-            self.bits[index].store(free, Ordering::Release);
+            self.bits()[index].store(free, Ordering::Release);
             if returned != 0 {
                 remote.fetch_and(!returned, Ordering::AcqRel);
             }
@@ -486,9 +559,9 @@ impl<'a> Slab<'a> {
     /// How many blocks are handed out.
     pub(crate) fn live(&self) -> u32 {
         let free = self
-            .bits
+            .bits()
             .iter()
-            .zip(self.remote)
+            .zip(self.remote())
             .map(|(word, remote)| (word.load(Relaxed) | remote.load(Relaxed)).count_ones());
         self.fresh().saturating_sub(free.sum())
     }
@@ -499,8 +572,8 @@ impl<'a> Slab<'a> {
         let bit = 1 << (block % 64);
         let word = block as usize / 64;
         block >= self.fresh()
-            || self.bits[word].load(Relaxed) & bit != 0
-            || self.remote[word].load(Relaxed) & bit != 0
+            || self.bits()[word].load(Relaxed) & bit != 0
+            || self.remote()[word].load(Relaxed) & bit != 0
     }
 }
 

@@ -21,6 +21,7 @@ use super::granule::{BlockId, Entry, GranuleIdx, Kind};
 use super::layout::{ProcessSlot, RegionHeap};
 use super::remote;
 use super::slab::{Listing, Slab, uses_area};
+use super::spare::Spares;
 use crate::base::classes::{CLASSES, ClassId};
 use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK, PAGE};
 use crate::base::{Error, Result};
@@ -64,6 +65,7 @@ pub(crate) struct ThreadHeap {
     bins: [HeapBin; CLASSES],
     /// The deaths that this heap has looked after; see [`ThreadHeap::rescue`].
     deaths: u32,
+    pub(super) spares: Spares,
 }
 
 /// What a block is, as the granule map says.
@@ -239,7 +241,7 @@ impl RegionHeap {
                 head.0 as u64 * GRANULE as u64 + index as u64 * class.size() as u64,
             ),
             Block::Run { head, .. } => {
-                (self.desc(head).is_run_returned(), head.0 as u64 * GRANULE as u64)
+                (!self.desc(head).is_run_live(), head.0 as u64 * GRANULE as u64)
             }
             Block::Large { .. } => (false, 0),
         };
@@ -260,6 +262,24 @@ impl RegionHeap {
         let before = slab.remote_word(word).fetch_or(mask, Ordering::SeqCst);
         self.announce(head, owner);
         before & mask == 0
+    }
+
+    /// Returns one block, if it is handed out: it is in neither bitmap, and was handed out once. False
+    /// where it is not.
+    #[inline]
+    pub(crate) fn return_block(
+        &self,
+        head: GranuleIdx,
+        class: ClassId,
+        owner: BlockId,
+        index: u32,
+    ) -> bool {
+        let slab = Slab::new(self, head, class);
+        let returned = slab.return_live(index);
+        if returned {
+            self.announce(head, owner);
+        }
+        returned
     }
 
     /// Takes a run for a block of `size` bytes, where it could grow to `room` granules if there is such
@@ -349,12 +369,22 @@ impl RegionHeap {
     }
 
     /// Puts a slab or a run on the list of its owner; see `remote`.
+    #[inline]
     pub(super) fn announce(&self, head: GranuleIdx, owner: BlockId) {
+        // Mostly it is announced already: then nothing but the line with the bits is touched.
+        if self.desc(head).pending.load(Ordering::SeqCst) == 0 {
+            self.put_on_list(head, owner);
+        }
+    }
+
+    #[inline(never)]
+    fn put_on_list(&self, head: GranuleIdx, owner: BlockId) {
         let (desc, block) = (self.desc(head), self.block(owner));
-        let number = self.own.number();
-        remote::announce(&desc.pending, &desc.remote_next, &block.returned, head.0 + 1, number);
-        // The owner may have died, and its lists been looked through, before this came to them.
-        if block.holder.load(Ordering::SeqCst) == 0 {
+        let (next, list) = (&desc.remote_next, &block.returned);
+        let put = remote::announce(&desc.pending, next, list, head.0 + 1, self.own.number());
+        // The owner may have died, and its lists been looked through, before this came to them. That
+        // is for whoever put it there to see to: until then it is announced, and nobody else's.
+        if put && block.holder.load(Ordering::SeqCst) == 0 {
             self.drain(owner);
         }
     }
@@ -439,11 +469,15 @@ impl ThreadHeap {
     /// The heap of a thread block that `process` holds.
     pub(crate) const fn new(id: BlockId, process: ProcessSlot) -> ThreadHeap {
         let empty = HeapBin { current: 0, partial: 0, slabs: 0, hint: 0 };
-        ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0 }
+        ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0, spares: Spares::NONE }
     }
     #[inline]
     pub(crate) fn id(&self) -> BlockId {
         self.id
+    }
+    #[inline]
+    pub(crate) fn process(&self) -> ProcessSlot {
+        self.process
     }
 
     /// Takes one block of `class`: the current slab's lowest free one, if it has any.
@@ -485,7 +519,7 @@ impl ThreadHeap {
     ) -> bool {
         let slab = Slab::new(heap, head, class);
         if slab.desc.is_kept() {
-            return !slab.is_free(index) && self.free_local(heap, head, class, index);
+            return self.free_kept(heap, head, class, index);
         }
         let freed = slab.free_live(index);
         if freed {
@@ -496,10 +530,27 @@ impl ThreadHeap {
                 }
                 // Full once more, or empty: there is something to do.
                 Listing::Partial if !slab.is_empty() => {}
-                _ => self.after_free(heap, &slab, index / 64),
+                _ => self.after_last_free(heap, head, class),
             }
         }
         freed
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_kept(
+        &mut self,
+        heap: &RegionHeap,
+        head: GranuleIdx,
+        class: ClassId,
+        index: u32,
+    ) -> bool {
+        !Slab::new(heap, head, class).is_free(index) && self.free_local(heap, head, class, index)
+    }
+
+    #[inline(never)]
+    fn after_last_free(&mut self, heap: &RegionHeap, head: GranuleIdx, class: ClassId) {
+        self.after_free(heap, &Slab::new(heap, head, class), 0);
     }
 
     /// Takes up to `out.len()` blocks of `class`, as addresses: a stack whose top, the last of those
@@ -827,14 +878,18 @@ impl ThreadHeap {
         }
     }
 
-    /// Frees a run of this heap's that somebody returned. Its keeper goes first: without the mark,
-    /// and with a keeper, it would be a block in use if the process died in between.
-    pub(super) fn free_returned(&self, heap: &RegionHeap, head: GranuleIdx) {
-        if heap.desc(head).is_run_returned() {
-            heap.forget_keeper(head);
-            if heap.desc(head).take_returned_run() {
-                heap.free_run(self.process, head);
-            }
+    /// Takes a run of this heap's back that somebody returned. Its keeper goes first: with a keeper, and
+    /// live, it would be a block in use if the process died in between.
+    pub(super) fn free_returned(&mut self, heap: &RegionHeap, head: GranuleIdx) {
+        let desc = heap.desc(head);
+        if !desc.is_run_returned() {
+            return;
+        }
+        heap.forget_keeper(head);
+        if desc.take_returned_run() {
+            self.keep_run(heap, head);
+        } else {
+            heap.source().refused_frees.fetch_add(1, Relaxed);
         }
     }
 
@@ -857,6 +912,7 @@ impl ThreadHeap {
     /// Gives up everything that is not in use: for a heap whose thread has ended.
     pub(crate) fn tidy(&mut self, heap: &RegionHeap) {
         self.collect(heap);
+        self.give_up_spares(heap);
         for index in 0..CLASSES {
             let class = ClassId::new(index);
             let current = self.bins[index].current;

@@ -49,7 +49,7 @@ pub struct HeapReport {
     pub runs: usize,
     /// Blocks of whole chunks, with the room they hold for growth.
     pub large: usize,
-    /// Free granules in chunks that processes own.
+    /// Free granules in chunks that processes own, with the runs that threads keep or have been given back.
     pub free_granules: usize,
     /// Free chunks.
     pub free_chunks: usize,
@@ -119,6 +119,11 @@ fn walk_chunk(heap: &RegionHeap, chunk: ChunkIdx, report: &mut HeapReport) -> Re
     let at = chunk.0 as usize * CHUNK;
     let mask = heap.chunk_mask(chunk);
     let recycled = heap.recycled(chunk.0 / 64).load(Relaxed) >> (chunk.0 % 64) & 1 == 1;
+    // On a full file system even to read what was never written would be a signal. Entries that
+    // cannot be read are no slab's or run's: those were committed.
+    let first = GranuleIdx(chunk.0 * GRANULES_PER_CHUNK as u32);
+    let there = heap.commit_map(first, (heap.granules() - first.0).min(GRANULES_PER_CHUNK as u32));
+    let is_free = |granule| there.is_err() || heap.entry(granule).kind() == Kind::Free;
     match entry.usage() {
         Use::Free => {
             ensure!(recycled, "free chunk is missing from the recycled ones", at);
@@ -126,11 +131,7 @@ fn walk_chunk(heap: &RegionHeap, chunk: ChunkIdx, report: &mut HeapReport) -> Re
             for bit in 0..GRANULES_PER_CHUNK as u32 {
                 if mask >> bit & 1 == 1 {
                     let granule = GranuleIdx(chunk.0 * GRANULES_PER_CHUNK as u32 + bit);
-                    ensure!(
-                        heap.entry(granule).kind() == Kind::Free,
-                        "granule of a free chunk",
-                        at
-                    );
+                    ensure!(is_free(granule), "granule of a free chunk", at);
                 }
             }
             Ok(1)
@@ -171,8 +172,7 @@ fn walk_chunk(heap: &RegionHeap, chunk: ChunkIdx, report: &mut HeapReport) -> Re
                 }
                 let granule = GranuleIdx(chunk.0 * GRANULES_PER_CHUNK as u32 + bit);
                 if used >> bit & 1 == 0 {
-                    let kind = heap.entry(granule).kind();
-                    ensure!(kind == Kind::Free, "map entry of a free granule", granule.0);
+                    ensure!(is_free(granule), "map entry of a free granule", granule.0);
                     report.free_granules += GRANULE;
                     bit += 1;
                 } else {
@@ -210,8 +210,18 @@ fn walk_granules(
     } else {
         let count = heap.desc(head).run_granules.load(Relaxed);
         ensure!((1..=MAX_RUN).contains(&count), "length of a run", at);
-        report.runs += count as usize * GRANULE;
-        report.blocks_in_use += 1;
+        let desc = heap.desc(head);
+        if desc.is_run_live() {
+            report.runs += count as usize * GRANULE;
+            report.blocks_in_use += 1;
+        } else {
+            report.free_granules += count as usize * GRANULE;
+        }
+        ensure!(
+            !desc.is_run_returned() || desc.pending.load(Relaxed) != 0,
+            "returned run that nobody announced",
+            at
+        );
         count
     };
     ensure!(used.trailing_ones() >= count, "slab or run over free granules", at);
@@ -298,11 +308,9 @@ fn walk_process(heap: &RegionHeap, slot: ProcessSlot) -> Result<(), Fault> {
             Use::Pages(owner) if owner == slot => {
                 owned += CHUNK as u64;
                 available += heap.list_of(ChunkIdx(index)).is_some() as u64;
-                for bit in 0..GRANULES_PER_CHUNK as u32 {
+                let used = entry.used.load(Relaxed) & heap.chunk_mask(ChunkIdx(index));
+                for bit in (0..GRANULES_PER_CHUNK as u32).filter(|bit| used >> bit & 1 == 1) {
                     let granule = GranuleIdx(index * GRANULES_PER_CHUNK as u32 + bit);
-                    if granule.0 < heap.first_granule() || granule.0 >= heap.granules() {
-                        continue;
-                    }
                     match heap.entry(granule).kind() {
                         Kind::Slab => in_slabs += GRANULE as u64,
                         Kind::Run => in_runs += GRANULE as u64,
@@ -335,5 +343,7 @@ fn walk_lists(heap: &RegionHeap, thread: &ThreadHeap) -> Result<(), Fault> {
             fault = Some(Fault { what: "slab on the wrong list", at: head.0 as u64 });
         }
     });
-    fault.map_or(Ok(()), Err)
+    fault.map_or(Ok(()), Err)?;
+    ensure!(thread.spares_are_sound(heap), "runs that a thread keeps", thread.id().0);
+    Ok(())
 }

@@ -188,6 +188,39 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        name: "a run is kept and reused",
+        given: &[],
+        life: |scene| {
+            stepped(
+                scene,
+                |alloc| get(alloc, 200 * KIB),
+                |alloc, block| {
+                    free(alloc, block);
+                    // Out of what was kept, and a longer one.
+                    use_it(get(alloc, 150 * KIB));
+                    use_it(get(alloc, 300 * KIB));
+                },
+            );
+        },
+    },
+    Case {
+        name: "returned runs are taken back",
+        given: &[],
+        life: |scene| {
+            // What another process freed of the victim's, in one thread block and its kept runs.
+            let returned = |alloc: &ThreadLocalAllocator| {
+                let other = scene.attach();
+                let blocks = [200, 200, 40].map(|kib| get(alloc, kib * KIB));
+                blocks[1..].iter().for_each(|&block| free(&other, block));
+                std::mem::forget(other);
+            };
+            stepped(scene, returned, |alloc, ()| {
+                use_it(get(alloc, 200 * KIB));
+                alloc.trim();
+            });
+        },
+    },
+    Case {
         name: "hand over, take over, free",
         given: &[1000, NOTE],
         life: |scene| {

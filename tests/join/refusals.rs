@@ -207,6 +207,8 @@ fn a_full_heap_fails_and_recovers() {
     // Whoever is first makes the heap, and says how large it is.
     assert!(one.ask("region").ends_with(" 1"));
     let mut two = name.member();
+    // It has begun: while the heap is full it could not.
+    assert_eq!(two.ask("refused"), "0");
     let first: usize = one.ask("fill").parse().unwrap();
     assert!((4 << 20..24 << 20).contains(&first), "{first}");
     // What the one gave back the other can have.

@@ -77,17 +77,29 @@ unsafe fn register_at_fork(prepare: Hook, parent: Hook, child: Hook) -> c_int {
 /// cannot be noticed.
 #[inline]
 pub(crate) fn fork_generation() -> Option<u32> {
-    match REGISTERED.load(Ordering::Acquire) {
-        DONE => Some(GENERATION.load(Ordering::Relaxed)),
-        _ => begin_counting_forks(),
+    match GENERATION.load(Ordering::Acquire) {
+        NOT_YET | NEVER => begin_counting_forks(),
+        generation => Some(generation),
     }
 }
 
-static GENERATION: AtomicU32 = AtomicU32::new(0);
-static REGISTERED: AtomicU32 = AtomicU32::new(NOT_YET);
+/// The same as one word, which is never 0: to be compared by [`is_generation`].
+pub(crate) fn generation_mark() -> u32 {
+    fork_generation().unwrap_or(NEVER)
+}
+
+/// Whether this process is the one that got `mark` from [`generation_mark`], as far as forks can be
+/// noticed.
+#[inline(always)]
+pub(crate) fn is_generation(mark: u32) -> bool {
+    GENERATION.load(Ordering::Relaxed) == mark
+}
+
+/// From 1 on.
+static GENERATION: AtomicU32 = AtomicU32::new(NOT_YET);
 const NOT_YET: u32 = 0;
-const DONE: u32 = 1;
-const FAILED: u32 = 2;
+/// Forks cannot be noticed.
+const NEVER: u32 = u32::MAX;
 
 #[cold]
 fn begin_counting_forks() -> Option<u32> {
@@ -96,12 +108,12 @@ fn begin_counting_forks() -> Option<u32> {
         GENERATION.fetch_add(1, Ordering::Relaxed);
         close_what_is_the_parents();
     }
-    if REGISTERED.load(Ordering::Acquire) == NOT_YET {
+    if GENERATION.load(Ordering::Acquire) == NOT_YET {
         // Two threads may both register; a generation then counts by two, which is as good.
-        let done = if at_fork(nothing, nothing, count).is_ok() { DONE } else { FAILED };
-        REGISTERED.store(done, Ordering::Release);
+        let first = if at_fork(nothing, nothing, count).is_ok() { 1 } else { NEVER };
+        let _ = GENERATION.compare_exchange(NOT_YET, first, Ordering::AcqRel, Ordering::Relaxed);
     }
-    (REGISTERED.load(Ordering::Relaxed) == DONE).then(|| GENERATION.load(Ordering::Relaxed))
+    Some(GENERATION.load(Ordering::Relaxed)).filter(|&generation| generation != NEVER)
 }
 
 /// Descriptors that no forked child may keep: number + 1, zero for a free place.

@@ -1,0 +1,324 @@
+//! Runs that a thread heap keeps for itself instead of giving them to the process's chunks.
+//!
+//! ```text
+//! spares.heads[granules - 1] -> run -> run -> run       linked by their descriptors, last in first out
+//! ```
+//!
+//! A kept run is a run still: entries, length and committed bytes are as they were, and so is the
+//! process's account. What makes it free is a mark in the owner's line of its descriptor: whoever frees
+//! it once more is refused, whoever settles a dead process's things takes it for free, and a walk counts
+//! it as free granules. To keep a run is one store, to hand it out again another: no lock, and no
+//! read-modify-write.
+//!
+//! As with a slab's two bitmaps, a run is free where its owner *or* somebody else says so: others say it in
+//! their own line, by a compare-and-swap, and announce it (`remote`); the owner then makes their mark
+//! into its own. So nobody but the owner ever gives a run to the chunk. Two who free one run at the same
+//! time may both be told that they did; the owner notices, and counts one as refused.
+//!
+//! The lists belong to the heap alone, as those of its slabs do. What is read from the region on the
+//! way is checked: a run comes off a list only if it is one of the heap's, of that length, with the mark;
+//! a list in which something else turns up is dropped.
+//!
+//! What a heap keeps and has handed out together is no more than what it once had handed out, but for
+//! [`FEW`]: keeping runs makes no higher peak.
+
+use core::ops::Range;
+
+use super::granule::{Entry, GranuleIdx};
+use super::layout::RegionHeap;
+use super::process::MAX_RUN;
+use super::thread::ThreadHeap;
+use crate::base::Result;
+use crate::base::units::GRANULE;
+use crate::sync::atomic::Ordering::Relaxed;
+
+/// Granules that any heap may keep.
+const FEW: u32 = 16;
+/// The most that one may.
+const MOST: u32 = 256;
+
+/// The private part: where the lists begin, and what they come to, in granules.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spares {
+    /// By length; granule + 1, 0 for none.
+    heads: [u32; MAX_RUN as usize],
+    /// The lengths of which there are any: bit 0 is one granule.
+    lengths: u32,
+    kept: u32,
+    /// Handed out and not back yet, as far as this heap knows.
+    used: u32,
+    most_used: u32,
+    /// The most that may be kept. 0 where there is a cache in front of the heap that does it.
+    most: u32,
+}
+
+impl Spares {
+    /// Keeps nothing, ever.
+    pub(super) const NONE: Spares = Spares {
+        heads: [0; MAX_RUN as usize],
+        lengths: 0,
+        kept: 0,
+        used: 0,
+        most_used: 0,
+        most: 0,
+    };
+
+    /// What may be kept beside `used` granules in use.
+    fn room(&self, used: u32) -> u32 {
+        self.most_used.saturating_sub(used).clamp(FEW, MOST).min(self.most)
+    }
+    fn note_handed_out(&mut self, granules: u32) {
+        self.used = self.used.saturating_add(granules);
+        self.most_used = self.most_used.max(self.used);
+    }
+}
+
+impl ThreadHeap {
+    /// The same heap, which keeps runs.
+    pub(crate) fn keeping_runs(mut self) -> ThreadHeap {
+        self.spares.most = MOST;
+        self
+    }
+
+    /// Takes a run for a block of `size` bytes, 1 to [`MAX_RUN`] granules, at a multiple of `align`, which
+    /// is no longer either: one that was kept, if need be up to a third longer, or as
+    /// [`RegionHeap::allocate_run`], which is what it is where runs of that length are to have room to
+    /// grow.
+    #[inline]
+    pub(crate) fn allocate_run(
+        &mut self,
+        heap: &RegionHeap,
+        size: usize,
+        align: usize,
+        room: u32,
+    ) -> Result<(GranuleIdx, bool)> {
+        let granules = size.div_ceil(GRANULE).max(1) as u32;
+        if align <= GRANULE && room <= granules {
+            let found = match self.take_spare(heap, granules) {
+                None => {
+                    // Runs that others freed come back here; one load where there are none.
+                    self.collect(heap);
+                    self.take_spare(heap, granules)
+                }
+                found => found,
+            };
+            if let Some(head) = found {
+                return self.hand_out(heap, head, size).map(|()| (head, false));
+            }
+        }
+        self.allocate_new_run(heap, size, align, (granules, room))
+    }
+
+    /// A run of that length off its list, or of the next.
+    #[inline]
+    fn take_spare(&mut self, heap: &RegionHeap, granules: u32) -> Option<GranuleIdx> {
+        let lengths = self.spares.lengths & run_mask_32(granules - 1, granules / 3 + 1);
+        if lengths == 0 { None } else { self.unlink_spare(heap, lengths.trailing_zeros() + 1) }
+    }
+
+    #[inline]
+    fn hand_out(&mut self, heap: &RegionHeap, head: GranuleIdx, size: usize) -> Result<()> {
+        if size > heap.committed(head)
+            && let Err(error) = heap.commit_run(head, size)
+        {
+            heap.free_run(self.process(), head);
+            return Err(error);
+        }
+        heap.desc(head).hand_out_run();
+        self.spares.note_handed_out(heap.run_granules(head));
+        Ok(())
+    }
+
+    #[cold]
+    fn allocate_new_run(
+        &mut self,
+        heap: &RegionHeap,
+        size: usize,
+        align: usize,
+        (granules, room): (u32, u32),
+    ) -> Result<(GranuleIdx, bool)> {
+        self.collect(heap);
+        let most = self.spares.room(self.spares.used.saturating_add(granules));
+        while self.spares.kept > most && self.give_up_longest(heap) {}
+        let taken = heap.allocate_run(self.process(), self.id(), size, align, room)?;
+        self.spares.note_handed_out(granules);
+        Ok(taken)
+    }
+
+    /// Frees a run of this heap's. False where it is free already.
+    #[inline]
+    pub(crate) fn free_own_run(&mut self, heap: &RegionHeap, head: GranuleIdx) -> bool {
+        let desc = heap.desc(head);
+        if !desc.is_run_live() {
+            return false;
+        }
+        heap.forget_keeper(head);
+        desc.make_spare();
+        self.keep_run(heap, head);
+        true
+    }
+
+    /// What becomes of a run that was just marked as spare: kept, or given to the process's chunks.
+    #[inline]
+    pub(super) fn keep_run(&mut self, heap: &RegionHeap, head: GranuleIdx) {
+        let granules = heap.run_granules(head);
+        self.spares.used = self.spares.used.saturating_sub(granules);
+        let fits = self.spares.kept + granules <= self.spares.room(self.spares.used);
+        match self.spares.heads.get_mut(granules.wrapping_sub(1) as usize) {
+            Some(first) if fits => {
+                heap.desc(head).next.store(*first, Relaxed);
+                *first = head.0 + 1;
+                self.spares.lengths |= 1 << (granules - 1);
+                self.spares.kept += granules;
+            }
+            _ => {
+                heap.free_run(self.process(), head);
+            }
+        }
+    }
+
+    /// Takes a run of that length off its list, as it is.
+    #[inline]
+    fn unlink_spare(&mut self, heap: &RegionHeap, granules: u32) -> Option<GranuleIdx> {
+        let index = granules.wrapping_sub(1) as usize;
+        let found = heap.slab_at(*self.spares.heads.get(index)?, granules);
+        let own = Entry::run(self.id(), 0);
+        let found = found.filter(|&head| heap.is_spare_of(head, granules, own));
+        self.set_first(index, found.map_or(0, |head| heap.desc(head).next.load(Relaxed)));
+        let head = found?;
+        self.spares.kept = self.spares.kept.saturating_sub(granules);
+        Some(head)
+    }
+
+    /// Gives the longest run that is kept to the process's chunks. False where none is.
+    fn give_up_longest(&mut self, heap: &RegionHeap) -> bool {
+        while self.spares.lengths != 0 {
+            let longest = MAX_RUN - self.spares.lengths.leading_zeros();
+            if let Some(head) = self.unlink_spare(heap, longest) {
+                heap.free_run(self.process(), head);
+                return true;
+            }
+        }
+        // Damaged lists were dropped.
+        self.spares.kept = 0;
+        false
+    }
+
+    /// Gives up the kept runs in the way of a run of this heap's that is to grow to `size` bytes where it
+    /// lies. False where there are none.
+    #[cold]
+    pub(crate) fn make_room_behind(
+        &mut self,
+        heap: &RegionHeap,
+        head: GranuleIdx,
+        granules: u32,
+        size: usize,
+    ) -> bool {
+        if size > MAX_RUN as usize * GRANULE {
+            return false;
+        }
+        // Only what this heap has is looked at: what else lies there may not even be committed.
+        let way = head.0 + granules..head.0 + size.div_ceil(GRANULE) as u32;
+        let mut given_up = false;
+        for length in 1..=MAX_RUN {
+            while let Some(run) = self.unlink_within(heap, length, &way) {
+                given_up |= heap.free_run(self.process(), run);
+            }
+        }
+        given_up
+    }
+
+    /// Takes a run of that length that begins in `way` off its list.
+    fn unlink_within(
+        &mut self,
+        heap: &RegionHeap,
+        granules: u32,
+        way: &Range<u32>,
+    ) -> Option<GranuleIdx> {
+        let own = Entry::run(self.id(), 0);
+        let index = granules as usize - 1;
+        let (mut at, mut before) = (self.spares.heads[index], None);
+        for _ in 0..MOST {
+            let found = heap.slab_at(at, granules);
+            let head = found.filter(|&head| heap.is_spare_of(head, granules, own))?;
+            at = heap.desc(head).next.load(Relaxed);
+            if way.contains(&head.0) {
+                match before {
+                    Some(before) => heap.desc(before).next.store(at, Relaxed),
+                    None => self.set_first(index, at),
+                }
+                self.spares.kept = self.spares.kept.saturating_sub(granules);
+                return Some(head);
+            }
+            before = Some(head);
+        }
+        None
+    }
+
+    fn set_first(&mut self, index: usize, link: u32) {
+        self.spares.heads[index] = link;
+        match link {
+            0 => self.spares.lengths &= !(1 << index),
+            _ => self.spares.lengths |= 1 << index,
+        }
+    }
+
+    /// Keeps nothing any more, and begins anew with what it once used.
+    pub(super) fn give_up_spares(&mut self, heap: &RegionHeap) {
+        while self.spares.kept > 0 && self.give_up_longest(heap) {}
+        self.spares.most_used = self.spares.used;
+    }
+
+    /// Whether the lists hold what they are said to, for `verify`.
+    pub(super) fn spares_are_sound(&self, heap: &RegionHeap) -> bool {
+        let own = Entry::run(self.id(), 0);
+        let mut kept = 0u32;
+        for granules in 1..=MAX_RUN {
+            let mut at = self.spares.heads[granules as usize - 1];
+            while at != 0 {
+                kept += granules;
+                match heap.slab_at(at, granules) {
+                    Some(head)
+                        if kept <= self.spares.kept && heap.is_spare_of(head, granules, own) =>
+                    {
+                        at = heap.desc(head).next.load(Relaxed);
+                    }
+                    _ => return false,
+                }
+            }
+        }
+        kept == self.spares.kept
+    }
+}
+
+/// `count` bits from `first` on, as far as there are any.
+fn run_mask_32(first: u32, count: u32) -> u32 {
+    (crate::base::bits::run_mask(first, count)) as u32
+}
+
+impl RegionHeap {
+    /// Whether a kept run of `granules` begins at `head`, with `entry` in the map.
+    #[inline]
+    fn is_spare_of(&self, head: GranuleIdx, granules: u32, entry: Entry) -> bool {
+        self.entry(head) == entry
+            && self.run_granules(head) == granules
+            && self.desc(head).is_spare()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_kept_than_was_once_used() {
+        assert_eq!(Spares::NONE.room(0), 0);
+        let mut spares = Spares { most: MOST, ..Spares::NONE };
+        assert_eq!(spares.room(0), FEW);
+        (0..10).for_each(|_| spares.note_handed_out(10));
+        assert_eq!((spares.used, spares.room(spares.used), spares.room(40)), (100, FEW, 60));
+        assert_eq!((spares.room(0), spares.room(90)), (100, FEW));
+        spares.note_handed_out(u32::MAX);
+        assert_eq!(spares.room(0), MOST);
+    }
+}
