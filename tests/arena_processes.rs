@@ -10,6 +10,7 @@ use hshm::{
     Allocator, AllocatorId, Backend, BuddyAllocator, Error, ErrorCode, FileBackend, GIB, Heap, MIB,
     MemfdBackend, OffsetPtr, PosixMmap, Region, RegionOptions, ShareToken, ShmSafe,
 };
+use support::forked::{fork, wait};
 use support::peer::{Peer, serve};
 use support::{Dir, other_process_ok, role, turn};
 
@@ -330,20 +331,13 @@ fn an_arena_over_a_shared_allocator() {
     let taken = heap.currently_allocated_size();
     assert!(taken >= before + 24_000);
 
-    // SAFETY: the child runs only what follows, on this thread's copy, and ends at once.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    wait(fork(|| {
         // SAFETY: the parent's push, which it does not change, through the child's mapping.
-        let seen = unsafe { shared.base().add(at).cast::<u64>().add(2999).read() };
-        drop(arena);
-        let same = heap.currently_allocated_size() == taken;
-        // SAFETY: no preconditions.
-        unsafe { libc::_exit(if seen == 2999 && same { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: a place for the result.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+        assert_eq!(unsafe { shared.base().add(at).cast::<u64>().add(2999).read() }, 2999);
+        // SAFETY: the child has no other use for its copy, and ends.
+        drop(unsafe { std::ptr::read(&arena) });
+        assert_eq!(heap.currently_allocated_size(), taken);
+    }));
     assert_eq!(heap.currently_allocated_size(), taken);
     assert!(numbers.iter().copied().eq(0..3000));
     drop(arena);

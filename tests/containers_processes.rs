@@ -5,13 +5,13 @@ mod support;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use hshm::{
     Allocator, Backend, BuddyAllocator, Error, Heap, MIB, MemfdBackend, OffsetPtr, Region,
     RegionOptions, Roots, ShmBox, ShmHashMap, ShmHeap, ShmPtr, ShmRing, ShmString, ShmVec,
     ThreadLocalAllocator, shm_struct,
 };
+use support::forked::{fork, wait};
 use support::peer::{Peer, serve};
 use support::{role, turn};
 
@@ -117,29 +117,6 @@ impl Model {
     }
 }
 
-/// Runs `work` in a forked child, which must end well and soon.
-#[track_caller]
-fn in_a_child(work: impl FnOnce()) {
-    // SAFETY: the child does `work` and ends; what other threads hold is not needed there.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(if done.is_ok() { 0 } else { 1 }) };
-    }
-    assert!(pid > 0);
-    let (start, mut status) = (Instant::now(), -1);
-    // SAFETY: this test's own child; `status` is a place for the result.
-    while unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } == 0 {
-        if start.elapsed() > Duration::from_secs(10) {
-            // SAFETY: as above.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
-        }
-        std::thread::sleep(Duration::from_micros(100));
-    }
-    assert_eq!(status, 0, "after {:?}", start.elapsed());
-}
-
 /// A forked child has copies of the containers on its parent's stack; they own nothing.
 #[test]
 fn a_child_drops_nothing_of_its_parents() {
@@ -168,12 +145,12 @@ fn a_child_drops_nothing_of_its_parents() {
         let before = used();
         let all = (ring, boxed, vec, map);
         let mut all = Some(all);
-        in_a_child(|| {
+        wait(fork(|| {
             let (ring, boxed, vec, map) = all.take().unwrap();
             drop((ring, boxed));
             drop(vec.into_iter().nth(2));
             drop(map.into_iter().next());
-        });
+        }));
         assert_eq!(used(), before);
         let (ring, boxed, vec, map) = all.unwrap();
         assert_eq!((boxed.len(), boxed.join().unwrap().pop()), (1, Some(7)));
@@ -207,7 +184,7 @@ fn a_child_finds_the_table_of_heaps_free() {
             });
         }
         for _ in 0..60 {
-            in_a_child(|| assert!(ShmHeap::of(alloc).is_ok()));
+            wait(fork(|| assert!(ShmHeap::of(alloc).is_ok())));
         }
     });
 }

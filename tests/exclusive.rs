@@ -1,6 +1,8 @@
 //! Thread blocks that one thread has to itself, beside others that are shared.
 #![allow(unsafe_code)] // frees, and use of what was allocated
 
+mod support;
+
 use std::alloc::Layout;
 use std::collections::HashSet;
 use std::sync::mpsc;
@@ -9,6 +11,7 @@ use hshm::{
     Allocator, AllocatorId, Backend, Error, Exclusive, KIB, MIB, MemContext, MemfdBackend,
     OffsetPtr, Owner, Region, RegionOptions, ThreadLocalAllocator,
 };
+use support::forked::{fork, wait};
 
 const CTX: MemContext = MemContext::DEFAULT;
 
@@ -360,23 +363,12 @@ fn a_forked_childs_copy_is_dead() {
     let alloc = ThreadLocalAllocator::shm_init_with(region(24 * MIB), 4).unwrap();
     let own = alloc.exclusive().unwrap();
     let block = own.allocate_offset(layout(100)).unwrap();
-    // SAFETY: the child makes some calls and ends.
-    match unsafe { libc::fork() } {
-        0 => {
-            let refused = own.allocate_offset(layout(100)).err() == Some(Error::Forked)
-                // SAFETY: it is refused.
-                && unsafe { own.free_offset(block) }.err() == Some(Error::Forked)
-                && alloc.exclusive().err() == Some(Error::Forked);
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(i32::from(!refused)) }
-        }
-        child => {
-            let mut status = -1;
-            // SAFETY: our child, and a place for the result.
-            unsafe { libc::waitpid(child, &mut status, 0) };
-            assert_eq!(status, 0);
-        }
-    }
+    wait(fork(|| {
+        assert_eq!(own.allocate_offset(layout(100)).err(), Some(Error::Forked));
+        // SAFETY: it is refused.
+        assert_eq!(unsafe { own.free_offset(block) }.err(), Some(Error::Forked));
+        assert_eq!(alloc.exclusive().err(), Some(Error::Forked));
+    }));
     // SAFETY: the test's own block.
     unsafe { own.free_offset(block) }.unwrap();
     drop(own);

@@ -19,6 +19,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use hshm::HshmAlloc;
+use support::forked::{fork, wait};
 use support::{other_process_ok, role, turn};
 
 #[global_allocator]
@@ -26,30 +27,6 @@ static A: HshmAlloc = HshmAlloc::new();
 
 /// How many threads allocate in the parent.
 const THREADS: usize = 8;
-
-/// Runs `child` in a forked process.
-fn fork(child: impl FnOnce()) -> libc::pid_t {
-    // SAFETY: the child runs `child` on this thread's copy of everything and then ends at once.
-    match unsafe { libc::fork() } {
-        -1 => panic!("fork: {}", std::io::Error::last_os_error()),
-        0 => {
-            // SAFETY: no preconditions. A child that hangs ends by a signal, and the test fails.
-            unsafe { libc::alarm(60) };
-            let result = catch_unwind(AssertUnwindSafe(child));
-            // SAFETY: no preconditions; the test harness does not go on here.
-            unsafe { libc::_exit(if result.is_ok() { 0 } else { 1 }) }
-        }
-        pid => pid,
-    }
-}
-
-#[track_caller]
-fn wait(pid: libc::pid_t) {
-    let mut status = 0;
-    // SAFETY: a place for the result.
-    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "status {status:#x}");
-}
 
 #[track_caller]
 fn verify() {

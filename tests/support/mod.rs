@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // every test file uses a part
 #![allow(unsafe_code)] // geteuid
 
+pub mod forked;
 pub mod peer;
 
 use std::collections::BTreeSet;
