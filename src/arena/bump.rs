@@ -52,6 +52,9 @@ pub(super) struct Body {
     /// move the top.
     pub(super) easy: usize,
     auto_align: Cell<usize>,
+    /// Of a thread's scratch arena: where its slot says how it may end (see `Level::calm`). It lies in the
+    /// slot, which outlives the arena.
+    pub(super) calm: Cell<Option<NonNull<Cell<usize>>>>,
     pub(super) options: Options,
     pub(super) region: Option<Region>,
     pub(super) trace: Trace,
@@ -161,6 +164,7 @@ impl Body {
             // What is given back is whole pages: less than one more may stay.
             easy: if plain { options.keep.saturating_add(options.page_size - 1) } else { 0 },
             auto_align: Cell::new(options.align),
+            calm: Cell::new(None),
             options,
             region,
             trace: Trace::new(),
@@ -425,6 +429,11 @@ impl<'m> Arena<'m> {
     #[inline]
     pub(super) fn auto_align_cell(&self) -> &Cell<usize> {
         &self.body().auto_align
+    }
+
+    /// Puts the alignment of untyped pushes back to what the builder said.
+    pub(super) fn align_as_built(&self) {
+        self.auto_align_cell().set(self.body().options.align);
     }
 
     /// Says what went wrong, and panics.

@@ -235,6 +235,17 @@ impl ArenaBuilder {
     /// # Ok::<(), hshm::Error>(())
     /// ```
     ///
+    /// The allocator outlives the arena:
+    ///
+    /// ```compile_fail
+    /// use hshm::arena::Arena;
+    /// use hshm::MallocAllocator;
+    /// let heap = MallocAllocator::new();
+    /// let arena = Arena::builder().build_in(&heap).unwrap();
+    /// drop(heap);
+    /// arena.push(1);
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Unsupported`] for the growth modes that reserve addresses; otherwise as
     /// [`build`](Self::build), and what the allocator says.

@@ -6,6 +6,7 @@ use core::mem::{MaybeUninit, align_of, size_of};
 use core::ptr::NonNull;
 use core::{fmt, slice, str};
 
+use super::scratch::NEVER;
 use super::{Arena, ArenaString, ArenaVec, Owned};
 use crate::base::{Error, Result, align_up};
 
@@ -251,7 +252,8 @@ impl Arena<'_> {
         self.auto_align_cell().get()
     }
 
-    /// Sets the alignment of untyped pushes, here and in every scope of this arena.
+    /// Sets the alignment of untyped pushes, here and in every scope of this arena. (A
+    /// [scratch](super::scratch()) keeps it for itself, until its end.)
     ///
     /// # Errors
     /// [`Error::BadAlignment`] for what is not a power of two.
@@ -260,6 +262,10 @@ impl Arena<'_> {
             return Err(Error::BadAlignment { align });
         }
         self.auto_align_cell().set(align);
+        if let Some(calm) = self.body().calm.get() {
+            // SAFETY: lies in the slot of this arena, which outlives it.
+            unsafe { calm.as_ref() }.set(NEVER);
+        }
         Ok(())
     }
 

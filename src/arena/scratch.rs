@@ -42,7 +42,7 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 /// Bytes of memory that a thread's scratch arena keeps between uses.
 const KEEP: usize = 64 * MIB;
 /// No arena's limit.
-const NEVER: usize = usize::MAX;
+pub(super) const NEVER: usize = usize::MAX;
 
 /// What a guard has: a scope of a slot.
 #[repr(C)]
@@ -61,6 +61,8 @@ struct Level {
     /// The level whose arena this one is a scope of, and the limit that it had.
     outer: Option<NonNull<Level>>,
     limit: usize,
+    /// The alignment of untyped pushes that the outer one had.
+    align: usize,
 }
 
 /// One arena of a thread, and the scopes that are open on it. What a scratch touches is in the first
@@ -92,6 +94,7 @@ static NOWHERE: Nowhere = Nowhere(Slot {
         slot: ptr::null(),
         outer: None,
         limit: 0,
+        align: 1,
     },
     innermost: Cell::new(None),
 });
@@ -228,6 +231,7 @@ impl Slots {
             place.write(Slot::new(arena, place.as_ptr()));
             place.as_ref()
         };
+        slot.bottom.arena.body().calm.set(Some(NonNull::from(&slot.bottom.calm)));
         match all.len() {
             0 => FIRST.set(slot),
             1 => SECOND.set(slot),
@@ -250,6 +254,7 @@ impl Slot {
             slot: place,
             outer: None,
             limit: 0,
+            align: 1,
         };
         Slot { bottom, innermost: Cell::new(None) }
     }
@@ -300,7 +305,9 @@ impl Slot {
             ended: Cell::new(false),
             slot: self,
             outer: Some(NonNull::from(outer)),
+            align: outer.arena.auto_align(),
         };
+        level.arena.align_as_built();
         // SAFETY: fresh bytes of the slot's arena, of a level's size and alignment.
         unsafe { place.write(level) };
         self.innermost.set(Some(place));
@@ -315,6 +322,7 @@ impl Slot {
             let level = unsafe { place.as_ref() };
             let (top, now) = (level.arena.top.get(), level.arena.limit.get());
             let (limit, start, outer) = (level.limit, level.start, level.outer);
+            level.arena.auto_align_cell().set(level.align);
             self.innermost.set(outer.filter(|outer| outer != &NonNull::from(&self.bottom)));
             let outer = self.innermost();
             // With the level itself.
@@ -331,6 +339,7 @@ impl Slot {
 impl Level {
     /// Ends the bottom scope: its arena is empty afterwards, and open.
     fn settle(&self) {
+        self.arena.align_as_built();
         self.arena.rewind(self.start);
         let limit = self.arena.limit.get();
         let body = self.arena.body();
@@ -461,6 +470,7 @@ impl Deref for GlobalScratch {
 impl Drop for GlobalScratch {
     fn drop(&mut self) {
         self.0.clear();
+        self.0.align_as_built();
         let (none, body) = (ptr::null_mut(), self.0.body.as_ptr());
         let put = |place: &AtomicPtr<_>| {
             place.compare_exchange(none, body, Ordering::Release, Ordering::Relaxed).is_ok()
@@ -574,6 +584,31 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(value, b"abc");
+    }
+
+    #[test]
+    fn an_alignment_ends_with_its_scratch() {
+        let built = Arena::new().auto_align();
+        let changed = |scratch: &Scratch| scratch.set_auto_align(64).unwrap();
+        for _ in 0..3 {
+            let first = scratch(&[]);
+            assert_eq!(first.auto_align(), built);
+            drop(first);
+            let first = scratch(&[]);
+            changed(&first);
+            let second = scratch(&[]);
+            assert!(second.shares_memory_with(&first));
+            assert_eq!(second.auto_align(), built, "behind one that changed it");
+            second.set_auto_align(1).unwrap();
+            drop(second);
+            assert_eq!(first.auto_align(), 64, "before one that changed it");
+        }
+        assert_eq!(scratch(&[]).auto_align(), built);
+        let global = scratch_global().unwrap();
+        global.set_auto_align(64).unwrap();
+        drop(global);
+        let all: Vec<_> = (0..20).map(|_| scratch_global().unwrap()).collect();
+        assert!(all.iter().all(|scratch| scratch.auto_align() == built));
     }
 
     #[test]

@@ -173,6 +173,12 @@ impl Default for SyncArena {
 
 impl fmt::Debug for SyncArena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.locked(|arena| f.debug_tuple("SyncArena").field(arena).finish())
+        // Nothing is written under the lock: what it is written to is the user's, and may push.
+        let (options, pos) = self.locked(|arena| (arena.body().options, arena.pos()));
+        f.debug_struct("SyncArena")
+            .field("name", &options.name())
+            .field("growth", &options.growth)
+            .field("pos", &pos)
+            .finish_non_exhaustive()
     }
 }

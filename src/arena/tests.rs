@@ -283,6 +283,26 @@ fn threads_share_one() {
     assert_eq!(arena.push_str("text"), "text");
 }
 
+/// What a debug text is written to may use the arena that it is of.
+#[test]
+fn a_shared_arena_is_not_locked_while_it_is_written() {
+    struct Pushes<'a>(&'a SyncArena);
+    impl std::fmt::Write for Pushes<'_> {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let arena = SyncArena::new();
+        std::fmt::write(&mut Pushes(&arena), format_args!("{arena:?}")).unwrap();
+        done.send(arena.pos()).unwrap();
+    });
+    let pos = wait.recv_timeout(std::time::Duration::from_secs(30)).expect("it waits for itself");
+    assert!(pos > 20);
+}
+
 /// An iterator that pushes into the arena that it is pushed into.
 #[test]
 fn an_iterator_may_push() {

@@ -75,7 +75,8 @@ mod on {
     }
 
     /// Takes the arena's name and what happened to it. While it runs, the arena is closed: a push into it
-    /// is [`Error::ScopeOpen`](crate::Error::ScopeOpen).
+    /// is [`Error::ScopeOpen`](crate::Error::ScopeOpen). (A [`SyncArena`](crate::arena::SyncArena) is locked:
+    /// a log must not use it.)
     pub type ArenaLog = fn(name: &str, event: ArenaEvent);
 
     /// Counts since the arena was made. See [`Arena::stats`](crate::arena::Arena::stats).
