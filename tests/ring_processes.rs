@@ -33,8 +33,9 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// Room for a ring of 5 KiB at each death, of which none is given back.
 fn heap() -> ShmHeap {
-    let region = MemfdBackend::create("", &RegionOptions::new().capacity(32 * MIB)).unwrap();
+    let region = MemfdBackend::create("", &RegionOptions::new().capacity(256 * MIB)).unwrap();
     let alloc = Box::leak(Box::new(ThreadLocalAllocator::shm_init(region).unwrap()));
     ShmHeap::of(alloc).unwrap()
 }
