@@ -23,8 +23,9 @@ use super::thread_local::{Local, ThreadLocalAllocator};
 use super::traits::Allocator;
 use crate::base::classes::{ClassId, MAX_SMALL, class_index};
 use crate::base::{Error, Result, align_up};
+use crate::heap::block::Block;
 use crate::heap::granule::BlockId;
-use crate::heap::thread::{Block, ThreadHeap};
+use crate::heap::thread::ThreadHeap;
 use crate::ptr::OffsetPtr;
 
 /// A thread block of a [`ThreadLocalAllocator`] that one thread has to itself; see

@@ -31,7 +31,7 @@ use super::stats::HeapStats;
 use super::{slow, tls};
 use crate::base::classes::{CLASSES, MAX_SMALL};
 use crate::base::units::GRANULE_SHIFT;
-use crate::heap::thread::Block;
+use crate::heap::block::Block;
 use crate::os;
 use crate::sync::atomic::Ordering::Relaxed;
 

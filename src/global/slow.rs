@@ -11,10 +11,11 @@ use super::tls;
 use crate::base::Result;
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL};
 use crate::base::units::GRANULE;
+use crate::heap::block::Block;
 use crate::heap::granule::{BlockId, GranuleIdx};
 use crate::heap::process::MAX_RUN;
 use crate::heap::slab::Slab;
-use crate::heap::thread::{BATCH, Block, ThreadHeap};
+use crate::heap::thread::{BATCH, ThreadHeap};
 use crate::sync::atomic::Ordering::Relaxed;
 
 /// Bytes that a block should have room for that has to move in order to grow from `old` to `new` bytes,

@@ -4,12 +4,12 @@
 //! remembered: allocating pays nothing for it, and a process that dies between a free and its account of
 //! it leaves no wrong sum. Exact on a quiet heap.
 
+use super::block::Block;
 use super::chunk::Use;
 use super::granule::{Entry, GranuleIdx, Kind};
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use super::process::MAX_RUN;
 use super::slab::Slab;
-use super::thread::Block;
 use crate::base::classes::ClassId;
 use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK};
 use crate::sync::atomic::Ordering::Relaxed;

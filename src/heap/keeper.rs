@@ -23,10 +23,10 @@
 //!
 //! Blocks of less than 32 bytes share their words and cannot be handed over.
 
+use super::block::Block;
 use super::granule::GranuleIdx;
 use super::layout::{KEEPER_UNIT, ProcessSlot, RegionHeap};
 use super::slab::Slab;
-use super::thread::Block;
 use crate::base::units::GRANULE;
 use crate::base::{Error, Result};
 use crate::sync::atomic::Ordering;

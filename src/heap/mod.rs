@@ -8,7 +8,8 @@
 //! granule   the granule map's entries
 //! chunk     the heap source: whole chunks, large blocks
 //! process   process blocks and their granule runs
-//! slab      blocks of one class      remote   returning blocks to another's slab
+//! slab      blocks of one class      run      blocks of neighbouring granules
+//! block     blocks by address        remote   returning blocks to another's slab
 //! thread    thread blocks and thread heaps      spare    the runs that they keep
 //! liveness  joining, leaving, and whether the others still live
 //! keeper    blocks that were handed over
@@ -31,6 +32,7 @@
 //! read as an atomic and checked before it is used as a place: a region that another process
 //! damages gives errors, not undefined behaviour.
 
+pub(crate) mod block;
 pub(crate) mod buddy;
 pub(crate) mod bump;
 pub(crate) mod census;
@@ -46,6 +48,7 @@ pub(crate) mod process;
 pub(crate) mod rbtree;
 pub(crate) mod reap;
 pub(crate) mod remote;
+pub(crate) mod run;
 pub(crate) mod slab;
 pub(crate) mod spare;
 pub(crate) mod thread;
