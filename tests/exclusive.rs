@@ -121,7 +121,7 @@ fn handles_and_the_allocator_free_each_others_blocks() {
 /// Runs that a thread keeps are free to everybody who looks, and whoever has none left gets them.
 #[test]
 fn kept_runs_are_free_memory() {
-    let region = region(48 * MIB);
+    let region = region(256 * MIB);
     let one = ThreadLocalAllocator::shm_init_with(region.clone(), 4).unwrap();
     let two = ThreadLocalAllocator::shm_attach(region, 0, 4).unwrap();
     let sizes = [1, 2, 3, 5, 8, 13, 32].map(|granules| granules * 64 * KIB);
@@ -167,7 +167,7 @@ fn kept_runs_are_free_memory() {
     one.trim();
     two.trim();
     assert!(one.fragmentation().largest_free >= most);
-    let whole = one.allocate_offset(CTX, layout(32 * MIB)).unwrap();
+    let whole = one.allocate_offset(CTX, layout(200 * MIB)).unwrap();
     // SAFETY: as above.
     unsafe { one.free_offset(CTX, whole) }.unwrap();
     one.verify().unwrap();

@@ -373,7 +373,7 @@ impl ThreadLocalAllocator {
             None => {
                 let id = self.heap.take_block(self.process)?;
                 local.id.store(id.0 as u32, Relaxed);
-                Ok(slot.insert(ThreadHeap::new(id, self.process).keeping_runs()))
+                Ok(slot.insert(ThreadHeap::new(id, self.process).keeping_runs(&self.heap)))
             }
         }
     }
@@ -562,7 +562,17 @@ impl ThreadLocalAllocator {
                         thread.make_room_behind(&self.heap, head, granules, size)
                     })
                 };
-                size > MAX_SMALL && (resize() || local.with(make_room) == Some(true) && resize())
+                if size <= MAX_SMALL
+                    || !(resize() || local.with(make_room) == Some(true) && resize())
+                {
+                    return false;
+                }
+                local.with(|slot: &mut Option<ThreadHeap>| {
+                    if let Some(thread) = slot {
+                        thread.note_resized(granules, wanted as u32);
+                    }
+                });
+                true
             }
             Block::Large { head } => {
                 size > MAX_RUN as usize * GRANULE / 2 && self.heap.resize_large(head, size)

@@ -353,19 +353,21 @@ impl RegionHeap {
                 return;
             }
             let at = head.0 as usize * GRANULE;
+            // Handed out first, the dead one's then: its owner forgets the keeper before it hands a block
+            // out anew, so what was handed out and afterwards was still the dead one's was never freed.
             match entry.kind() {
                 Kind::Slab => {
                     let class = ClassId::new(entry.class_index());
                     let slab = Slab::new(self, head, class);
                     for index in 0..slab.fresh() {
                         let offset = slab.offset_of(index);
-                        if self.is_kept_by(offset, gone) && !slab.is_free(index) {
+                        if !slab.is_free(index) && self.is_kept_by(offset, gone) {
                             let (word, mask) = (index as usize / 64, 1 << (index % 64));
                             self.free_remote(head, class, entry.owner(), word, mask);
                         }
                     }
                 }
-                Kind::Run if self.is_kept_by(at, gone) => {
+                Kind::Run if self.desc(head).is_run_live() && self.is_kept_by(at, gone) => {
                     self.return_foreign_run(head, entry.owner());
                 }
                 Kind::Large if self.is_kept_by(at, gone) => {

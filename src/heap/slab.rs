@@ -107,6 +107,12 @@ impl SlabDesc {
         self.make_spare();
         self.change_run(RETURNED, LIVE) && !twice
     }
+    /// Owner, of a run that it keeps: whether somebody returned it all the same, who had seen it handed
+    /// out. Then that is forgotten.
+    #[inline]
+    pub(crate) fn forget_late_return(&self) -> bool {
+        self.is_run_returned() && self.change_run(RETURNED, LIVE)
+    }
     /// Owner: hands out a run that it kept.
     #[inline]
     pub(crate) fn hand_out_run(&self) {

@@ -13,14 +13,17 @@
 //! As with a slab's two bitmaps, a run is free where its owner *or* somebody else says so: others say it in
 //! their own line, by a compare-and-swap, and announce it (`remote`); the owner then makes their mark
 //! into its own. So nobody but the owner ever gives a run to the chunk. Two who free one run at the same
-//! time may both be told that they did; the owner notices, and counts one as refused.
+//! time may both be told that they did; the owner notices, at the latest when it hands the run out again,
+//! and counts one as refused.
 //!
 //! The lists belong to the heap alone, as those of its slabs do. What is read from the region on the
 //! way is checked: a run comes off a list only if it is one of the heap's, of that length, with the mark;
 //! a list in which something else turns up is dropped.
 //!
 //! What a heap keeps and has handed out together is no more than what it once had handed out, but for
-//! [`FEW`]: keeping runs makes no higher peak.
+//! [`FEW`]: keeping runs makes no higher peak. How many may be kept goes down while more is freed than
+//! that, and up again while none is found: who frees all it has ends up with few, since a run that is kept
+//! holds its whole chunk.
 
 use core::ops::Range;
 
@@ -34,8 +37,11 @@ use crate::sync::atomic::Ordering::Relaxed;
 
 /// Granules that any heap may keep.
 const FEW: u32 = 16;
-/// The most that one may.
+/// The most that one may: also no more than this part of a region's granules.
 const MOST: u32 = 256;
+const PART: u32 = 16;
+/// So many runs are taken from those that are kept before the heap looks what others gave back.
+const TURNS: u32 = 64;
 
 /// The private part: where the lists begin, and what they come to, in granules.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +54,12 @@ pub(crate) struct Spares {
     /// Handed out and not back yet, as far as this heap knows.
     used: u32,
     most_used: u32,
-    /// The most that may be kept. 0 where there is a cache in front of the heap that does it.
+    /// The most that may ever be kept. 0 where there is a cache in front of the heap that does it.
     most: u32,
+    /// The most that may be kept now, but for [`FEW`].
+    now: u32,
+    /// Runs that were taken from those that are kept.
+    turns: u32,
 }
 
 impl Spares {
@@ -61,23 +71,40 @@ impl Spares {
         used: 0,
         most_used: 0,
         most: 0,
+        now: 0,
+        turns: 0,
     };
 
     /// What may be kept beside `used` granules in use.
     fn room(&self, used: u32) -> u32 {
-        self.most_used.saturating_sub(used).clamp(FEW, MOST).min(self.most)
+        self.most_used.saturating_sub(used).min(self.now).max(FEW).min(self.most)
     }
     fn note_handed_out(&mut self, granules: u32) {
         self.used = self.used.saturating_add(granules);
         self.most_used = self.most_used.max(self.used);
     }
+    /// More was freed than may be kept.
+    fn note_overflow(&mut self, granules: u32) {
+        self.now = self.now.saturating_sub(2 * granules).max(FEW);
+    }
+    /// More was wanted than was kept.
+    fn note_miss(&mut self, granules: u32) {
+        self.now = (self.now + granules).min(self.most);
+    }
 }
 
 impl ThreadHeap {
     /// The same heap, which keeps runs.
-    pub(crate) fn keeping_runs(mut self) -> ThreadHeap {
-        self.spares.most = MOST;
+    pub(crate) fn keeping_runs(mut self, heap: &RegionHeap) -> ThreadHeap {
+        self.spares.most = (heap.granules() / PART).clamp(FEW, MOST);
+        self.spares.now = self.spares.most;
         self
+    }
+
+    /// Notes that one of this heap's runs has another length now.
+    pub(crate) fn note_resized(&mut self, before: u32, now: u32) {
+        self.spares.used = self.spares.used.saturating_sub(before);
+        self.spares.note_handed_out(now);
     }
 
     /// Takes a run for a block of `size` bytes, 1 to [`MAX_RUN`] granules, at a multiple of `align`, which
@@ -94,6 +121,12 @@ impl ThreadHeap {
     ) -> Result<(GranuleIdx, bool)> {
         let granules = size.div_ceil(GRANULE).max(1) as u32;
         if align <= GRANULE && room <= granules {
+            self.spares.turns = self.spares.turns.wrapping_add(1);
+            if self.spares.turns.is_multiple_of(TURNS) {
+                // Who finds all it needs here would never look for more.
+                self.collect(heap);
+                heap.reap_now_and_then(self.process());
+            }
             let found = match self.take_spare(heap, granules) {
                 None => {
                     // Runs that others freed come back here; one load where there are none.
@@ -124,6 +157,9 @@ impl ThreadHeap {
             heap.free_run(self.process(), head);
             return Err(error);
         }
+        if heap.desc(head).forget_late_return() {
+            heap.source().refused_frees.fetch_add(1, Relaxed);
+        }
         heap.desc(head).hand_out_run();
         self.spares.note_handed_out(heap.run_granules(head));
         Ok(())
@@ -138,6 +174,7 @@ impl ThreadHeap {
         (granules, room): (u32, u32),
     ) -> Result<(GranuleIdx, bool)> {
         self.collect(heap);
+        self.spares.note_miss(granules);
         let most = self.spares.room(self.spares.used.saturating_add(granules));
         while self.spares.kept > most && self.give_up_longest(heap) {}
         let taken = heap.allocate_run(self.process(), self.id(), size, align, room)?;
@@ -173,6 +210,10 @@ impl ThreadHeap {
             }
             _ => {
                 heap.free_run(self.process(), head);
+                self.spares.note_overflow(granules);
+                while self.spares.kept > self.spares.room(self.spares.used)
+                    && self.give_up_longest(heap)
+                {}
             }
         }
     }
@@ -222,7 +263,10 @@ impl ThreadHeap {
         let mut given_up = false;
         for length in 1..=MAX_RUN {
             while let Some(run) = self.unlink_within(heap, length, &way) {
-                given_up |= heap.free_run(self.process(), run);
+                if !heap.free_run(self.process(), run) {
+                    break;
+                }
+                given_up = true;
             }
         }
         given_up
@@ -306,19 +350,107 @@ impl RegionHeap {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::layout::TableSizes;
+    use super::super::liveness::Joining;
     use super::*;
+    use crate::base::units::MIB;
+    use crate::region::{Backend, PosixMmap, RegionOptions};
+
+    fn with_heap(work: impl FnOnce(&RegionHeap, &mut ThreadHeap)) {
+        let region = PosixMmap::create("", &RegionOptions::new().capacity(64 * MIB)).unwrap();
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let joining = Joining { max_blocks: 1, ..Joining::default() };
+        let process = heap.register(joining).unwrap();
+        let block = heap.take_block(process).unwrap();
+        let mut thread = ThreadHeap::new(block, process).keeping_runs(&heap);
+        work(&heap, &mut thread);
+        thread.tidy(&heap);
+    }
+
+    /// A heap that finds all it needs among what it keeps still takes in what others gave back.
+    #[test]
+    fn what_others_return_does_not_wait_for_ever() {
+        with_heap(|heap, thread| {
+            let runs: Vec<_> = (0..100)
+                .map(|_| thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap().0)
+                .collect();
+            assert!(thread.free_own_run(heap, runs[0]));
+            for &run in &runs[1..] {
+                assert!(heap.return_foreign_run(run, thread.id()));
+            }
+            for _ in 0..TURNS {
+                let (run, _) = thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap();
+                assert!(thread.free_own_run(heap, run));
+            }
+            assert!(runs.iter().all(|&run| !heap.desc(run).is_run_returned()));
+        });
+    }
+
+    /// Two free one run, and the one who is no owner is told first that it did: what is handed out next
+    /// is no longer said to be returned, and nobody gets it twice.
+    #[test]
+    fn a_late_return_is_forgotten_when_the_run_is_handed_out() {
+        with_heap(|heap, thread| {
+            let (run, _) = thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap();
+            assert!(heap.return_foreign_run(run, thread.id()));
+            // The owner had looked before.
+            heap.desc(run).make_spare();
+            thread.keep_run(heap, run);
+            let (again, _) = thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap();
+            assert_eq!(again, run);
+            assert!(heap.desc(run).is_run_live());
+            assert_eq!(heap.source().refused_frees.load(Relaxed), 1);
+            thread.collect(heap);
+            let (other, _) = thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap();
+            assert_ne!(other, run);
+            assert!(thread.free_own_run(heap, run) && thread.free_own_run(heap, other));
+        });
+    }
 
     #[test]
     fn no_more_is_kept_than_was_once_used() {
         assert_eq!(Spares::NONE.room(0), 0);
-        let mut spares = Spares { most: MOST, ..Spares::NONE };
+        let mut spares = Spares { most: MOST, now: MOST, ..Spares::NONE };
         assert_eq!(spares.room(0), FEW);
         (0..10).for_each(|_| spares.note_handed_out(10));
         assert_eq!((spares.used, spares.room(spares.used), spares.room(40)), (100, FEW, 60));
         assert_eq!((spares.room(0), spares.room(90)), (100, FEW));
         spares.note_handed_out(u32::MAX);
         assert_eq!(spares.room(0), MOST);
+    }
+
+    /// Takes a run of a granule, or frees one, as a heap does.
+    fn turn(spares: &mut Spares, take: bool) {
+        if take {
+            match spares.kept {
+                0 => spares.note_miss(1),
+                _ => spares.kept -= 1,
+            }
+            return spares.note_handed_out(1);
+        }
+        spares.used -= 1;
+        if spares.kept < spares.room(spares.used) {
+            spares.kept += 1;
+        } else {
+            spares.note_overflow(1);
+            spares.kept = spares.kept.min(spares.room(spares.used));
+        }
+    }
+
+    #[test]
+    fn who_frees_all_ends_up_with_few() {
+        let mut spares = Spares { most: MOST, now: MOST, ..Spares::NONE };
+        for round in 0..3 {
+            (0..1000).for_each(|_| turn(&mut spares, true));
+            assert_eq!((spares.kept, spares.now), (0, MOST));
+            (0..1000).for_each(|_| turn(&mut spares, false));
+            assert_eq!((spares.kept, spares.used), (FEW, 0), "{round}");
+        }
+        // Who needs no more than may be kept finds all of it again.
+        (0..MOST).for_each(|_| turn(&mut spares, true));
+        (0..MOST).for_each(|_| turn(&mut spares, false));
+        assert_eq!(spares.kept, MOST);
     }
 }
