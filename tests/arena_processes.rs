@@ -5,7 +5,7 @@ mod support;
 
 use std::mem::offset_of;
 
-use hshm::arena::{Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena};
+use hshm::arena::{Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena, Zeroing};
 use hshm::{
     Allocator, AllocatorId, Backend, BuddyAllocator, Error, ErrorCode, FileBackend, GIB, Heap, MIB,
     MemfdBackend, OffsetPtr, PosixMmap, Region, RegionOptions, ShareToken, ShmSafe,
@@ -321,25 +321,79 @@ fn the_layout_is_fixed() {
 #[test]
 fn an_arena_over_a_shared_allocator() {
     let shared = region(8 * MIB);
-    let (start, end) = (1 << 16, 8 * MIB as u64);
-    let heap = Heap::new(start, end).unwrap();
-    let heap = BuddyAllocator::shm_init(shared.clone(), OffsetPtr::new(start), heap, 16).unwrap();
+    let heap = buddy(&shared);
     let before = heap.currently_allocated_size();
-    let arena = Arena::builder().build_in(&heap).unwrap();
-    let numbers = arena.push_iter(0..3000u64);
-    let at = numbers.as_ptr().addr() - shared.base().addr();
-    let taken = heap.currently_allocated_size();
-    assert!(taken >= before + 24_000);
+    for zeroing in [Zeroing::OnPush, Zeroing::OnPop] {
+        let arena = Arena::builder().zeroing(zeroing).build_in(&heap).unwrap();
+        let numbers = arena.push_iter(0..3000u64);
+        let at = numbers.as_ptr().addr() - shared.base().addr();
+        let taken = heap.currently_allocated_size();
+        assert!(taken >= before + 24_000);
 
-    wait(fork(|| {
-        // SAFETY: the parent's push, which it does not change, through the child's mapping.
-        assert_eq!(unsafe { shared.base().add(at).cast::<u64>().add(2999).read() }, 2999);
-        // SAFETY: the child has no other use for its copy, and ends.
-        drop(unsafe { std::ptr::read(&arena) });
+        wait(fork(|| {
+            // SAFETY: the parent's push, which it does not change, through the child's mapping.
+            assert_eq!(unsafe { shared.base().add(at).cast::<u64>().add(2999).read() }, 2999);
+            // SAFETY: the child has no other use for its copy, and ends.
+            drop(unsafe { std::ptr::read(&arena) });
+            assert_eq!(heap.currently_allocated_size(), taken);
+        }));
         assert_eq!(heap.currently_allocated_size(), taken);
-    }));
-    assert_eq!(heap.currently_allocated_size(), taken);
-    assert!(numbers.iter().copied().eq(0..3000));
-    drop(arena);
-    assert_eq!(heap.currently_allocated_size(), before);
+        assert!(numbers.iter().copied().eq(0..3000), "{zeroing:?}");
+        drop(arena);
+        assert_eq!(heap.currently_allocated_size(), before);
+    }
+}
+
+fn buddy(shared: &Region) -> BuddyAllocator {
+    let (start, end) = (1 << 16, shared.len() as u64);
+    let heap = Heap::new(start, end).unwrap();
+    BuddyAllocator::shm_init(shared.clone(), OffsetPtr::new(start), heap, 16).unwrap()
+}
+
+/// Drops a copy of `what` in a forked child.
+fn drop_in_a_child<T>(what: &T) {
+    // SAFETY: the child has no other use for its copy, and ends.
+    wait(fork(|| drop(unsafe { std::ptr::read(what) })));
+}
+
+/// A forked child that drops what it inherited takes nothing back that is its parent's.
+fn keeps_what_a_child_drops(arena: &Arena<'_>) {
+    let first = arena.push_iter(0..100u64);
+    let vec: ArenaVec<'_, u64> = {
+        let mut vec = ArenaVec::with_capacity_in(2000, arena);
+        vec.extend(0..2000);
+        vec
+    };
+    drop_in_a_child(&vec);
+    assert!(vec.iter().copied().eq(0..2000), "{arena:?}");
+    drop(vec);
+    let temp = arena.temp();
+    // In the block that is there, and in more of them, or of the pages.
+    for count in [50, 500, 50_000] {
+        let inner = temp.temp();
+        let numbers = inner.push_iter(0..count);
+        drop_in_a_child(&inner);
+        assert!(numbers.iter().copied().eq(0..count), "{count} in {arena:?}");
+    }
+    let numbers = temp.push_iter(0..5000u64);
+    drop_in_a_child(&temp);
+    assert!(numbers.iter().copied().eq(0..5000), "{arena:?}");
+    drop(temp);
+    assert!(first.iter().copied().eq(0..100), "{arena:?}");
+}
+
+#[test]
+fn a_forked_child_takes_nothing_of_its_parent_back() {
+    let _turn = turn();
+    let shared = region(8 * MIB);
+    let heap = buddy(&shared);
+    for zeroing in [Zeroing::OnPush, Zeroing::OnPop] {
+        let settings = ArenaBuilder::new().zeroing(zeroing).decommit_above(0);
+        keeps_what_a_child_drops(&settings.build_in(&heap).unwrap());
+        let arena = RegionArena::create(region(8 * MIB), &settings).unwrap();
+        keeps_what_a_child_drops(&arena);
+        let numbers = arena.push_iter(0..5000u64);
+        drop_in_a_child(&arena);
+        assert!(numbers.iter().copied().eq(0..5000));
+    }
 }

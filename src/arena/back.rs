@@ -63,7 +63,9 @@ impl<'m> Arena<'m> {
         let block = body.current();
         let used = end.min(block.committed.get()).saturating_sub(to.addr());
         poison::allow(to.addr(), used);
-        if body.options.zeroing == Zeroing::OnPop {
+        if !block.is_ours() {
+            // They stay as they are, and soiled.
+        } else if body.options.zeroing == Zeroing::OnPop {
             // SAFETY: bytes of the block past everything in use, which are committed.
             unsafe { poison::clear(to, used) };
             if block.dirty.get() <= end {
@@ -150,7 +152,7 @@ impl<'m> Arena<'m> {
 
     /// Leaves nothing in a block that is to be freed, if the arena was made so.
     fn wipe_freed(&self, block: &Block) {
-        if self.body().options.zeroing == Zeroing::OnPop {
+        if self.body().options.zeroing == Zeroing::OnPop && block.is_ours() {
             let (from, to) = (block.data.addr(), block.committed.get().min(block.dirty.get()));
             let used = to.saturating_sub(from);
             poison::allow(from, used);

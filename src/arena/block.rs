@@ -84,8 +84,11 @@ pub(super) struct Block {
     pub(super) dirty: Cell<usize>,
     /// Position of the first byte that is handed out.
     pub(super) before: Cell<usize>,
-    /// Of a lent block: whose it is, and see `os::fork_generation`.
-    pub(super) lender: Option<(Lender, Option<u32>)>,
+    /// Of a lent block: whose it is.
+    pub(super) lender: Option<Lender>,
+    /// Who made it, if it may lie in memory that a forked child shares with its parent; see
+    /// `os::fork_generation`.
+    generation: Option<u32>,
 }
 
 /// Bytes before the data of a short block.
@@ -134,6 +137,7 @@ impl Block {
             dirty: Cell::new(if zero { data.addr() } else { committed }),
             before: Cell::new(0),
             lender: None,
+            generation: None,
         };
         // SAFETY: the memory is the caller's, aligned and large enough.
         unsafe { header.write(block) };
@@ -208,6 +212,7 @@ impl Block {
             dirty: Cell::new(if zero { at(start) } else { at(end) }),
             before: Cell::new(start),
             lender: None,
+            generation: os::fork_generation(),
         }
     }
 
@@ -242,12 +247,22 @@ impl Block {
             committed: Cell::new(end),
             dirty: Cell::new(end),
             before: Cell::new(0),
-            lender: Some((lender, os::fork_generation())),
+            lender: Some(lender),
+            generation: os::fork_generation(),
         };
         // SAFETY: fresh memory for a block.
         unsafe { place.write(block) };
         poison::forbid(data.addr(), end - data.addr());
         Ok(place)
+    }
+
+    /// Whether the bytes are this process's to change: a forked child's copy of a block in shared memory
+    /// is still its parent's.
+    pub(super) fn is_ours(&self) -> bool {
+        match self.origin {
+            Origin::Lent | Origin::Region => self.generation == os::fork_generation(),
+            Origin::Heap | Origin::Mapped | Origin::Given => true,
+        }
     }
 
     /// Bytes that could be handed out.
@@ -319,7 +334,7 @@ impl Block {
         let given = match (self.origin, region) {
             // SAFETY: the pages are the block's, past everything in use.
             (Origin::Mapped, _) => unsafe { os::map_private_over(from, len, os::Access::None) },
-            (Origin::Region, Some(region)) => {
+            (Origin::Region, Some(region)) if self.is_ours() => {
                 // SAFETY: past everything that the arena handed out or published.
                 unsafe { region.purge((from - self.base.addr()) as u64, len) }
             }
@@ -364,8 +379,8 @@ impl Block {
                     let block = Box::from_raw(block.as_ptr());
                     poison::allow(base.addr(), len);
                     // A forked child's copy of an arena leaves its parent's blocks alone.
-                    if let Some((lender, generation)) = block.lender
-                        && generation == os::fork_generation()
+                    if let Some(lender) = block.lender
+                        && block.is_ours()
                     {
                         let at = base.addr().wrapping_sub(lender.0.base().addr());
                         // One that is refused was damaged by somebody else; it stays.

@@ -397,7 +397,7 @@ impl<'m> Arena<'m> {
         } else {
             let block = body.current();
             let another = |len| match block.lender {
-                Some((lender, _)) => Block::from_lender(lender, len),
+                Some(lender) => Block::from_lender(lender, len),
                 None => Block::from_heap(len),
             };
             let double = block.len.saturating_mul(2).min(LARGEST_BLOCK);
