@@ -5,7 +5,9 @@ mod support;
 
 use std::mem::offset_of;
 
-use hshm::arena::{Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena, Zeroing};
+use hshm::arena::{
+    Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena, Zeroing, scratch,
+};
 use hshm::{
     Allocator, AllocatorId, Backend, BuddyAllocator, Error, ErrorCode, FileBackend, GIB, Heap, MIB,
     MemfdBackend, OffsetPtr, PosixMmap, Region, RegionOptions, ShareToken, ShmSafe,
@@ -395,5 +397,48 @@ fn a_forked_child_takes_nothing_of_its_parent_back() {
         let numbers = arena.push_iter(0..5000u64);
         drop_in_a_child(&arena);
         assert!(numbers.iter().copied().eq(0..5000));
+    }
+}
+
+/// In a process whose scratch arenas have few addresses each: the scope behind a full one begins in the
+/// next reservation, and ends in the one before.
+#[test]
+fn a_scratch_behind_a_full_one_in_an_address_space_limit() {
+    if role("a_scratch_behind_a_full_one_in_an_address_space_limit").is_none() {
+        let _turn = turn();
+        return other_process_ok(
+            "a_scratch_behind_a_full_one_in_an_address_space_limit",
+            "limited",
+        );
+    }
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let now = statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096;
+    let most = now + 64 * MIB as u64;
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: a limit by value.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    let around = scratch(&[]);
+    for left in [8, 0, 64, 100] {
+        let outer = scratch(&[]);
+        assert!(outer.shares_memory_with(&around));
+        assert!(outer.available() <= 16 * MIB, "{}", outer.available());
+        let full = outer.push(outer.available() - left);
+        full.fill(0x11);
+        let here = outer.pos();
+        for len in [0, 1000, MIB] {
+            let inner = scratch(&[]);
+            assert!(inner.shares_memory_with(&outer));
+            assert!(left > 64 || inner.available() > MIB, "in the next reservation");
+            inner.push(len).fill(0x22);
+            drop(inner);
+            assert_eq!((outer.pos(), outer.available()), (here, left));
+        }
+        // It goes on where it was, and what it had stays.
+        let small = outer.push(left);
+        small.fill(0x33);
+        let large = outer.push(MIB);
+        large.fill(0x44);
+        assert!(small.iter().all(|&byte| byte == 0x33));
+        assert!(full.iter().all(|&byte| byte == 0x11));
     }
 }

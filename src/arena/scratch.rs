@@ -293,13 +293,14 @@ impl Slot {
     /// A scope of the innermost one.
     fn take_behind(&self) -> Result<Scratch> {
         let outer = self.innermost();
-        let start = outer.arena.top();
+        // Before the level is there: it may be the first of another block.
+        let (start, limit) = (outer.arena.top(), outer.arena.limit.get());
         let place = outer.arena.take(size_of::<Level>(), align_of::<Level>())?.cast::<Level>();
         let arena = outer.arena.open()?;
         let level = Level {
             calm: Cell::new(NEVER),
             start,
-            limit: arena.limit.get(),
+            limit,
             arena: ManuallyDrop::new(arena),
             taken: Cell::new(true),
             ended: Cell::new(false),
