@@ -172,7 +172,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::{ArenaEvent, ArenaVec, Growth, scratch};
+    use crate::arena::{ArenaEvent, ArenaLog, ArenaVec, Growth, Scratch, scratch};
     use crate::base::Error;
     use std::cell::{Cell, RefCell};
 
@@ -268,6 +268,94 @@ mod tests {
         drop(second);
         assert!(bytes.iter().all(|&byte| byte == 0));
         first.set_log(None);
+    }
+
+    thread_local!(static AROUND: Cell<Option<Scratch>> = const { Cell::new(None) });
+    type Taken = (&'static Scratch, &'static mut [u8]);
+    thread_local!(static TAKEN: RefCell<Vec<Taken>> = const { RefCell::new(Vec::new()) });
+
+    /// What the logs below do besides.
+    fn take_one_for_good() {
+        let temp: &'static Scratch = Box::leak(Box::new(scratch(&[])));
+        let bytes = temp.push(3000);
+        bytes.fill(0xEE);
+        TAKEN.with_borrow_mut(|taken| taken.push((temp, bytes)));
+    }
+
+    /// Takes a scratch behind [`AROUND`], which the log drops or changes when that one is taken, or
+    /// when it ends. Whatever comes of it, no bytes are in use twice.
+    fn with_a_log(depth: usize, at_end: bool, log: ArenaLog) {
+        let work = move || {
+            let outer: Vec<_> = (0..depth).map(|_| scratch(&[])).collect();
+            let around = scratch(&[]);
+            around.push(100).fill(1);
+            let install = |around: Scratch| {
+                around.set_log(Some(log));
+                AROUND.set(Some(around));
+            };
+            let take = || {
+                let inner = scratch(&[]);
+                inner.push(3000).fill(2);
+                inner
+            };
+            let (inner, around) = if at_end {
+                (take(), Some(around))
+            } else {
+                install(around);
+                (take(), None)
+            };
+            let bytes = inner.push(3000);
+            bytes.fill(3);
+            let more = || {
+                TAKEN.with_borrow(|taken| {
+                    taken.iter().for_each(|(temp, _)| temp.push(3000).fill(4));
+                    taken.len()
+                })
+            };
+            assert_eq!(more(), usize::from(!at_end));
+            assert!(bytes.iter().all(|&byte| byte == 3));
+            around.map(install);
+            drop(inner);
+            assert_eq!(more(), 1);
+            drop(AROUND.take());
+            drop(outer);
+            let idle = scratch(&[]);
+            idle.push(30_000).fill(5);
+            let (temp, bytes) = TAKEN.take().pop().unwrap();
+            assert!(bytes.iter().all(|&byte| byte == 0xEE));
+            assert!(!idle.shares_memory_with(temp));
+            drop(idle);
+            assert_eq!(scratch(&[]).pos(), 0);
+        };
+        std::thread::spawn(work).join().unwrap();
+    }
+
+    #[test]
+    fn a_log_may_drop_the_scratch_around() {
+        for (depth, at_end) in [(0, false), (0, true), (1, false), (1, true), (2, true)] {
+            with_a_log(depth, at_end, |_, _| {
+                if let Some(around) = AROUND.take() {
+                    drop(around);
+                    take_one_for_good();
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_log_may_clear_the_scratch_around() {
+        for (depth, at_end) in [(0, false), (0, true), (1, false), (1, true), (2, true)] {
+            with_a_log(depth, at_end, |_, _| {
+                if let Some(mut around) = AROUND.take() {
+                    around.clear();
+                    let first = TAKEN.with_borrow(|taken| taken.is_empty());
+                    AROUND.set(Some(around));
+                    if first {
+                        take_one_for_good();
+                    }
+                }
+            });
+        }
     }
 
     #[test]

@@ -295,8 +295,15 @@ impl Slot {
         let outer = self.innermost();
         // Before the level is there: it may be the first of another block.
         let (start, limit) = (outer.arena.top(), outer.arena.limit.get());
-        let place = outer.arena.take(size_of::<Level>(), align_of::<Level>())?.cast::<Level>();
-        let arena = outer.arena.open()?;
+        let busy = self.busy();
+        let place = outer.arena.take(size_of::<Level>(), align_of::<Level>());
+        drop(busy);
+        let opened = place.and_then(|place| Ok((place.cast::<Level>(), outer.arena.open()?)));
+        let (place, arena) = opened.inspect_err(|_| {
+            if outer.ended.get() {
+                outer.end_slow();
+            }
+        })?;
         let level = Level {
             calm: Cell::new(NEVER),
             start,
@@ -315,6 +322,13 @@ impl Slot {
         Ok(Scratch { level: place, _this_thread: PhantomData })
     }
 
+    /// Until it is dropped, no level is the innermost: a log, which may do what it likes, takes no scope
+    /// of this slot meanwhile, and a guard that it drops is marked.
+    fn busy(&self) -> Busy<'_> {
+        let nobody = NonNull::from(&NOWHERE.0.bottom);
+        Busy { slot: self, innermost: self.innermost.replace(Some(nobody)) }
+    }
+
     /// Ends the innermost scope, and those before it that only waited for that.
     fn end_innermost(&self) {
         while let Some(place) = self.innermost.get() {
@@ -326,14 +340,28 @@ impl Slot {
             level.arena.auto_align_cell().set(level.align);
             self.innermost.set(outer.filter(|outer| outer != &NonNull::from(&self.bottom)));
             let outer = self.innermost();
+            let busy = self.busy();
             // With the level itself.
             outer.arena.top.set(start);
             outer.arena.end_scope(limit, top, now);
+            drop(busy);
             if !outer.ended.get() {
                 return;
             }
         }
         self.bottom.settle();
+    }
+}
+
+/// See [`Slot::busy`].
+struct Busy<'s> {
+    slot: &'s Slot,
+    innermost: Option<NonNull<Level>>,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.slot.innermost.set(self.innermost);
     }
 }
 
