@@ -10,12 +10,13 @@ mod support;
 
 use std::alloc::Layout;
 use std::ffi::CString;
+use std::io::Write;
 
 use hshm::arena::{ArenaBuilder, RegionArena};
 use hshm::{
     Allocator, Backend, BuddyAllocator, Error, FileBackend, Heap, KIB, MIB, MemContext,
-    MemfdBackend, OffsetPtr, PosixMmap, PosixShmMmap, Region, RegionOptions, Result, SharedHeap,
-    ThreadLocalAllocator,
+    MemfdBackend, OffsetPtr, Owner, PosixMmap, PosixShmMmap, Region, RegionOptions, Result,
+    SharedHeap, ThreadLocalAllocator,
 };
 use support::{is_root, other_process, other_process_ok, role, turn, unique};
 
@@ -192,6 +193,65 @@ fn a_full_file_system() {
     let region = PosixShmMmap::create(&unique("arena"), &options(64 * MIB)).unwrap();
     arena_runs_out(region, DISK);
     PosixShmMmap::destroy(&unique("arena")).unwrap();
+}
+
+/// To hand a block over takes memory for the words that say whose it is; where there is none it is an
+/// error. Whoever looks at the word of one block may look at those of all its neighbours.
+#[test]
+fn handing_over_on_a_full_file_system() {
+    if !in_own_process("handing_over_on_a_full_file_system", true) {
+        return;
+    }
+    mount_tmpfs("/dev/shm", DISK);
+    let (name, ballast) = (unique("keepers"), "/dev/shm/ballast");
+    let fill_disk = || {
+        let mut file = std::fs::File::create(ballast).unwrap();
+        while file.write(&[1; 4096]).is_ok_and(|bytes| bytes == 4096) {}
+    };
+    let alloc = SharedHeap::new(&name).create(&options(64 * MIB)).unwrap();
+    let own = || {
+        let mut own = 0;
+        alloc.visit_blocks(&mut |block| own += usize::from(block.own)).unwrap();
+        own
+    };
+    for size in [600, 5000, 30_000] {
+        // Several slabs, of one granule or more.
+        let count = MIB / size;
+        let blocks: Vec<_> = (0..count)
+            .map(|_| alloc.allocate_offset(CTX, layout(size)).unwrap().offset())
+            .collect();
+        // SAFETY: a block of our own.
+        let hand_over = |block| unsafe { alloc.transfer(OffsetPtr::new(block), Owner::Nobody) };
+        let before = own();
+        fill_disk();
+        let mut refused = 0;
+        for &block in &blocks {
+            match hand_over(block) {
+                // Its neighbours, or those of the last round, have the memory already.
+                Ok(()) => {}
+                Err(Error::OutOfMemory { .. }) => refused += 1,
+                Err(error) => panic!("{size}: {error:?}"),
+            }
+        }
+        assert!(refused > 0, "{size}");
+        assert_eq!(own(), before - (count - refused), "who was refused has it still");
+        std::fs::remove_file(ballast).unwrap();
+        for block in [blocks[0], blocks[count / 2], blocks[count - 1]] {
+            hand_over(block).unwrap();
+        }
+        fill_disk();
+        let left = own();
+        assert!((before - count..before - 2).contains(&left), "{left} of {before}");
+        for block in blocks {
+            // SAFETY: our own block, or nobody's, which is not used again.
+            unsafe { alloc.free_offset(CTX, OffsetPtr::new(block)) }.unwrap();
+        }
+        assert_eq!(alloc.currently_allocated_size(), 0);
+        std::fs::remove_file(ballast).unwrap();
+    }
+    alloc.verify().unwrap();
+    drop(alloc);
+    SharedHeap::new(&name).destroy().unwrap();
 }
 
 #[test]

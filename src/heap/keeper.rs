@@ -11,8 +11,8 @@
 //!
 //! Invariant: a word that is not 0 belongs to a block that is handed out or on its way back to its
 //! owner, and the `KEPT` flag of its slab, run or large block is set. So a block that can be
-//! allocated never has a keeper, and only flagged descriptors make anybody look at the table,
-//! whose pages come into being with the first word that is written.
+//! allocated never has a keeper, and only flagged descriptors make anybody look at the table. The words
+//! of a whole slab are committed before its flag is set: whoever sees it may read any of them.
 //!
 //! To hand over is one store. To free is one, too: whoever returns a block to another process's slab
 //! leaves the word alone, for if it died between the two, the block would belong to a process that
@@ -45,13 +45,14 @@ impl RegionHeap {
     /// Hands the block at `offset` over. [`Error::Unsupported`] for blocks of less than 32 bytes,
     /// and in heaps without keepers.
     pub(crate) fn set_keeper(&self, offset: usize, block: Block, keeper: Keeper) -> Result<()> {
-        let head = match block {
+        let (head, granules) = match block {
             Block::Small { class, .. } if class.size() < KEEPER_UNIT => {
                 return Err(Error::Unsupported);
             }
-            Block::Small { head, .. } | Block::Run { head, .. } | Block::Large { head } => head,
+            Block::Small { head, class, .. } => (head, class.slab_granules()),
+            Block::Run { head, .. } | Block::Large { head } => (head, 1),
         };
-        self.commit_keeper(offset)?;
+        self.commit_keepers(head, granules)?;
         let word = self.keeper(offset).ok_or(Error::Unsupported)?;
         let value = match keeper {
             Keeper::Process(slot) => slot.0 as u16 + 1,

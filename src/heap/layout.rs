@@ -580,12 +580,13 @@ impl RegionHeap {
         // SAFETY: the table has that many words for every granule, inside the region.
         self.keepers.map(|keepers| unsafe { keepers.add(index).as_ref() })
     }
-    /// Commits the word behind [`keeper`](Self::keeper); see [`commit_tables`](Self::commit_tables).
-    pub(crate) fn commit_keeper(&self, offset: usize) -> Result<()> {
-        match self.keeper(offset) {
-            Some(word) if self.must_commit => {
-                let at = core::ptr::from_ref(word).addr() - self.base.as_ptr().addr();
-                self.commit(at, size_of::<AtomicU16>())
+    /// Commits the words behind [`keeper`](Self::keeper) of the `granules` from `head` on; see
+    /// [`commit_tables`](Self::commit_tables).
+    pub(crate) fn commit_keepers(&self, head: GranuleIdx, granules: u32) -> Result<()> {
+        match self.keeper(head.0 as usize * GRANULE) {
+            Some(first) if self.must_commit => {
+                let at = core::ptr::from_ref(first).addr() - self.base.as_ptr().addr();
+                self.commit(at, granules as usize * KEEPERS_PER_GRANULE * size_of::<AtomicU16>())
             }
             _ => Ok(()),
         }
