@@ -28,7 +28,8 @@ impl Arena<'_> {
         self.body().trace.stats()
     }
 
-    /// Calls `log` for everything that happens from now on to the arena and its scopes.
+    /// Calls `log` for everything that happens from now on to the arena and its scopes. What a scratch
+    /// sets ends with that scratch.
     pub fn set_log(&self, log: Option<ArenaLog>) {
         self.body().trace.set_log(log);
     }
@@ -172,7 +173,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::{ArenaEvent, ArenaLog, ArenaVec, Growth, Scratch, scratch};
+    use crate::arena::{ArenaEvent, ArenaLog, ArenaVec, Growth, Scratch, scratch, scratch_global};
     use crate::base::Error;
     use std::cell::{Cell, RefCell};
 
@@ -267,7 +268,44 @@ mod tests {
         second.push(1000).fill(1);
         drop(second);
         assert!(bytes.iter().all(|&byte| byte == 0));
-        first.set_log(None);
+    }
+
+    #[test]
+    fn a_log_ends_with_its_scratch() {
+        thread_local!(static SEEN: Cell<u32> = const { Cell::new(0) });
+        let log: ArenaLog = |_, _| SEEN.set(SEEN.get() + 1);
+        let logs = |arena: &Arena<'_>| {
+            let before = SEEN.get();
+            arena.push(1);
+            SEEN.get() != before
+        };
+        let first = scratch(&[]);
+        first.set_log(Some(log));
+        assert!(logs(&first));
+        drop(first);
+        let first = scratch(&[]);
+        assert!(!logs(&first));
+        // Behind another one.
+        let second = scratch(&[]);
+        assert!(second.shares_memory_with(&first));
+        second.set_log(Some(log));
+        assert!(logs(&second));
+        drop(second);
+        assert!(!logs(&first));
+        first.set_log(Some(log));
+        let second = scratch(&[]);
+        assert!(logs(&second), "it sees what happens to the arena");
+        second.set_log(None);
+        drop(second);
+        assert!(logs(&first));
+        drop(first);
+        assert!(!logs(&scratch(&[])));
+
+        let global = scratch_global().unwrap();
+        global.set_log(Some(log));
+        drop(global);
+        let all: Vec<_> = (0..20).map(|_| scratch_global().unwrap()).collect();
+        assert!(!all.iter().any(|scratch| logs(scratch)));
     }
 
     thread_local!(static AROUND: Cell<Option<Scratch>> = const { Cell::new(None) });

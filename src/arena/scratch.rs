@@ -35,6 +35,7 @@ use core::ptr::{self, NonNull};
 
 use super::block::out_of_memory;
 use super::bump::Body;
+use super::trace::{Log, NO_LOG};
 use super::{Arena, ArenaBuilder, Growth};
 use crate::base::{Error, MIB, Result};
 use crate::sync::atomic::{AtomicPtr, Ordering};
@@ -61,8 +62,9 @@ struct Level {
     /// The level whose arena this one is a scope of, and the limit that it had.
     outer: Option<NonNull<Level>>,
     limit: usize,
-    /// The alignment of untyped pushes that the outer one had.
+    /// The alignment of untyped pushes, and the log, that the outer one had.
     align: usize,
+    log: Log,
 }
 
 /// One arena of a thread, and the scopes that are open on it. What a scratch touches is in the first
@@ -95,6 +97,7 @@ static NOWHERE: Nowhere = Nowhere(Slot {
         outer: None,
         limit: 0,
         align: 1,
+        log: NO_LOG,
     },
     innermost: Cell::new(None),
 });
@@ -255,6 +258,7 @@ impl Slot {
             outer: None,
             limit: 0,
             align: 1,
+            log: NO_LOG,
         };
         Slot { bottom, innermost: Cell::new(None) }
     }
@@ -314,6 +318,7 @@ impl Slot {
             slot: self,
             outer: Some(NonNull::from(outer)),
             align: outer.arena.auto_align(),
+            log: outer.arena.body().trace.log(),
         };
         level.arena.align_as_built();
         // SAFETY: fresh bytes of the slot's arena, of a level's size and alignment.
@@ -336,7 +341,7 @@ impl Slot {
             // SAFETY: the innermost level, which is live.
             let level = unsafe { place.as_ref() };
             let (top, now) = (level.arena.top.get(), level.arena.limit.get());
-            let (limit, start, outer) = (level.limit, level.start, level.outer);
+            let (limit, start, outer, log) = (level.limit, level.start, level.outer, level.log);
             level.arena.auto_align_cell().set(level.align);
             self.innermost.set(outer.filter(|outer| outer != &NonNull::from(&self.bottom)));
             let outer = self.innermost();
@@ -344,6 +349,7 @@ impl Slot {
             // With the level itself.
             outer.arena.top.set(start);
             outer.arena.end_scope(limit, top, now);
+            outer.arena.body().trace.set_log(log);
             drop(busy);
             if !outer.ended.get() {
                 return;
@@ -370,6 +376,7 @@ impl Level {
     fn settle(&self) {
         self.arena.align_as_built();
         self.arena.rewind(self.start);
+        self.arena.body().trace.set_log(NO_LOG);
         let limit = self.arena.limit.get();
         let body = self.arena.body();
         let traced = cfg!(feature = "arena-trace");
@@ -500,6 +507,7 @@ impl Drop for GlobalScratch {
     fn drop(&mut self) {
         self.0.clear();
         self.0.align_as_built();
+        self.0.body().trace.set_log(NO_LOG);
         let (none, body) = (ptr::null_mut(), self.0.body.as_ptr());
         let put = |place: &AtomicPtr<_>| {
             place.compare_exchange(none, body, Ordering::Release, Ordering::Relaxed).is_ok()

@@ -2,15 +2,19 @@
 //! `arena-trace`; without it every call here is empty and costs nothing.
 
 #[cfg(not(feature = "arena-trace"))]
-pub(super) use off::Trace;
-#[cfg(feature = "arena-trace")]
-pub(super) use on::Trace;
+pub(super) use off::{Log, NO_LOG, Trace};
 #[cfg(feature = "arena-trace")]
 pub use on::{ArenaEvent, ArenaLog, ArenaStats};
+#[cfg(feature = "arena-trace")]
+pub(super) use on::{Log, NO_LOG, Trace};
 
 #[cfg(not(feature = "arena-trace"))]
 mod off {
     use crate::arena::options::Options;
+
+    /// Nothing to call.
+    pub(in crate::arena) type Log = ();
+    pub(in crate::arena) const NO_LOG: Log = ();
 
     #[derive(Debug)]
     pub(in crate::arena) struct Trace;
@@ -20,6 +24,8 @@ mod off {
             Trace
         }
         pub(in crate::arena) fn remember_nothing(&self) {}
+        pub(in crate::arena) fn log(&self) -> Log {}
+        pub(in crate::arena) fn set_log(&self, _: Log) {}
         #[inline(always)]
         pub(in crate::arena) fn pushed(
             &self,
@@ -79,6 +85,10 @@ mod on {
     /// a log must not use it.)
     pub type ArenaLog = fn(name: &str, event: ArenaEvent);
 
+    /// What is called, if anything.
+    pub(in crate::arena) type Log = Option<ArenaLog>;
+    pub(in crate::arena) const NO_LOG: Log = None;
+
     /// Counts since the arena was made. See [`Arena::stats`](crate::arena::Arena::stats).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     #[non_exhaustive]
@@ -130,7 +140,10 @@ mod on {
         pub(in crate::arena) fn stats(&self) -> ArenaStats {
             self.stats.get()
         }
-        pub(in crate::arena) fn set_log(&self, log: Option<ArenaLog>) {
+        pub(in crate::arena) fn log(&self) -> Log {
+            self.log.get()
+        }
+        pub(in crate::arena) fn set_log(&self, log: Log) {
             self.log.set(log);
         }
         pub(in crate::arena) fn spans(&self) -> Vec<(usize, usize)> {
