@@ -638,18 +638,22 @@ mod tests {
         assert_eq!(runs.take_longest().map(|run| run.committed), Some(1 << 16));
     }
 
-    #[test]
-    fn stacks_keep_order_and_limits() {
-        let mut place = Box::<Body>::new_zeroed();
-        let body = place.as_mut_ptr();
-        let member = Member { visits: Visits::new(), body, next: ptr::null() };
+    /// A cache with a body, for good.
+    fn cache(closed: bool) -> ThreadCache {
+        let body = Box::leak(Box::<Body>::new_zeroed()).as_mut_ptr();
+        let member = Box::leak(Box::new(Member { visits: Visits::new(), body, next: ptr::null() }));
         let mut cache = ThreadCache::NEW;
         // SAFETY: zeroed, initialised in place, and used by this cache alone.
         unsafe {
-            Body::init(body, &member);
-            cache.attach(body, FirstRegion::NONE, false);
+            Body::init(body, member);
+            cache.attach(body, FirstRegion::NONE, closed);
         }
-        let cache = &mut cache;
+        cache
+    }
+
+    #[test]
+    fn stacks_keep_order_and_limits() {
+        let cache = &mut cache(false);
         let class = class_for(48);
         cache.set_room(class, 5);
         for (slot, number) in (1..=5usize).rev().enumerate() {
@@ -686,15 +690,7 @@ mod tests {
 
     #[test]
     fn closed_bins_take_nothing_but_what_is_put() {
-        let mut place = Box::<Body>::new_zeroed();
-        let body = place.as_mut_ptr();
-        let member = Member { visits: Visits::new(), body, next: ptr::null() };
-        let mut cache = ThreadCache::NEW;
-        // SAFETY: zeroed, initialised in place, and used by this cache alone.
-        unsafe {
-            Body::init(body, &member);
-            cache.attach(body, FirstRegion::NONE, true);
-        }
+        let mut cache = cache(true);
         let class = class_for(48);
         let number = core::ptr::without_provenance_mut::<u8>;
         // SAFETY: a cache of our own; the numbers are never followed.

@@ -585,58 +585,52 @@ impl<'a> Slab<'a> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::layout::TableSizes;
-    use super::super::liveness::Joining;
-    use super::super::thread::ThreadHeap;
+    use super::super::thread::with_thread_heap;
     use super::*;
     use crate::base::classes::class_index;
-    use crate::base::units::MIB;
-    use crate::region::{Backend, PosixMmap, RegionOptions};
 
     /// Every block of the slab, each once, in its word; whatever is no block's start or comes twice is
     /// refused; what is another slab's ends it.
     #[test]
     fn gathering_takes_the_slabs_own_blocks_only() {
-        let region = PosixMmap::create("", &RegionOptions::new().capacity(32 * MIB)).unwrap();
-        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
-        let process = heap.register(Joining { max_blocks: 1, ..Joining::default() }).unwrap();
-        let mut thread = ThreadHeap::new(heap.take_block(process).unwrap(), process);
-        for size in [8, 48, 1000, 32 << 10] {
-            let class = ClassId::new(class_index(size));
-            let mut blocks = vec![core::ptr::null_mut(); class.blocks() as usize + 1];
-            for block in &mut blocks {
-                *block = thread.allocate_one(&heap, class).unwrap();
+        with_thread_heap(|heap, mut thread| {
+            for size in [8, 48, 1000, 32 << 10] {
+                let class = ClassId::new(class_index(size));
+                let mut blocks = vec![core::ptr::null_mut(); class.blocks() as usize + 1];
+                for block in &mut blocks {
+                    *block = thread.allocate_one(heap, class).unwrap();
+                }
+                let other = blocks.pop().unwrap();
+                let head = GranuleIdx(
+                    ((blocks[0].addr() - heap.base().addr()) / crate::base::units::GRANULE) as u32,
+                );
+                let slab = Slab::new(heap, head, class);
+                let gather = |blocks: &[*mut u8]| {
+                    let mut words = vec![0u64; slab.words()];
+                    let counts = slab.gather(heap.granule_addr(head), blocks, |word, mask| {
+                        assert_eq!(words[word] & mask, 0);
+                        words[word] |= mask;
+                    });
+                    (counts, words)
+                };
+                let all = |words: &[u64]| words.iter().map(|word| word.count_ones()).sum::<u32>();
+                let (counts, words) = gather(&blocks);
+                assert_eq!((counts, all(&words)), ((blocks.len(), 0), class.blocks()));
+                // From the last word to the first, with an end in between.
+                let mut list: Vec<_> = blocks.iter().rev().copied().collect();
+                list.push(other);
+                list.push(blocks[0]);
+                let (counts, words) = gather(&list);
+                assert_eq!((counts, all(&words)), ((blocks.len(), 0), class.blocks()));
+                // Twice in a row, inside a block, and the rest of the slab behind the last block.
+                let last = blocks[blocks.len() - 1];
+                let inside = last.wrapping_add(class.size() / 2);
+                let (counts, words) = gather(&[last, last, inside]);
+                assert_eq!((counts, all(&words)), ((3, 2), 1));
+                assert_eq!(gather(&[other]).0, (0, 0));
+                let rest = heap.granule_addr(head).wrapping_add(slab.bytes() as usize - 1);
+                assert_eq!(gather(&[rest]).0, (1, 1));
             }
-            let other = blocks.pop().unwrap();
-            let head = GranuleIdx(
-                ((blocks[0].addr() - heap.base().addr()) / crate::base::units::GRANULE) as u32,
-            );
-            let slab = Slab::new(&heap, head, class);
-            let gather = |blocks: &[*mut u8]| {
-                let mut words = vec![0u64; slab.words()];
-                let counts = slab.gather(heap.granule_addr(head), blocks, |word, mask| {
-                    assert_eq!(words[word] & mask, 0);
-                    words[word] |= mask;
-                });
-                (counts, words)
-            };
-            let all = |words: &[u64]| words.iter().map(|word| word.count_ones()).sum::<u32>();
-            let (counts, words) = gather(&blocks);
-            assert_eq!((counts, all(&words)), ((blocks.len(), 0), class.blocks()));
-            // From the last word to the first, with an end in between.
-            let mut list: Vec<_> = blocks.iter().rev().copied().collect();
-            list.push(other);
-            list.push(blocks[0]);
-            let (counts, words) = gather(&list);
-            assert_eq!((counts, all(&words)), ((blocks.len(), 0), class.blocks()));
-            // Twice in a row, inside a block, and the rest of the slab behind the last block.
-            let last = blocks[blocks.len() - 1];
-            let inside = last.wrapping_add(class.size() / 2);
-            let (counts, words) = gather(&[last, last, inside]);
-            assert_eq!((counts, all(&words)), ((3, 2), 1));
-            assert_eq!(gather(&[other]).0, (0, 0));
-            let rest = heap.granule_addr(head).wrapping_add(slab.bytes() as usize - 1);
-            assert_eq!(gather(&[rest]).0, (1, 1));
-        }
+        });
     }
 }

@@ -40,7 +40,7 @@ const FEW: u32 = 16;
 /// The most that one may: also no more than this part of a region's granules.
 const MOST: u32 = 256;
 const PART: u32 = 16;
-/// So many runs are taken from those that are kept before the heap looks what others gave back.
+/// So many runs are asked for before the heap looks what others gave back, though it has enough.
 const TURNS: u32 = 64;
 
 /// The private part: where the lists begin, and what they come to, in granules.
@@ -58,7 +58,7 @@ pub(crate) struct Spares {
     most: u32,
     /// The most that may be kept now, but for [`FEW`].
     now: u32,
-    /// Runs that were taken from those that are kept.
+    /// Runs that were asked for.
     turns: u32,
 }
 
@@ -120,26 +120,16 @@ impl ThreadHeap {
         room: u32,
     ) -> Result<(GranuleIdx, bool)> {
         let granules = size.div_ceil(GRANULE).max(1) as u32;
-        if align <= GRANULE && room <= granules {
-            self.spares.turns = self.spares.turns.wrapping_add(1);
-            if self.spares.turns.is_multiple_of(TURNS) {
-                // Who finds all it needs here would never look for more.
-                self.collect(heap);
-                heap.reap_now_and_then(self.process());
-            }
-            let found = match self.take_spare(heap, granules) {
-                None => {
-                    // Runs that others freed come back here; one load where there are none.
-                    self.collect(heap);
-                    self.take_spare(heap, granules)
-                }
-                found => found,
-            };
-            if let Some(head) = found {
-                return self.hand_out(heap, head, size).map(|()| (head, false));
-            }
+        let kept_will_do = align <= GRANULE && room <= granules;
+        self.spares.turns = self.spares.turns.wrapping_add(1);
+        // Who finds all it needs among what it keeps would never look for more.
+        if kept_will_do
+            && !self.spares.turns.is_multiple_of(TURNS)
+            && let Some(head) = self.take_spare(heap, granules)
+        {
+            return self.hand_out(heap, head, size).map(|()| (head, false));
         }
-        self.allocate_new_run(heap, size, align, (granules, room))
+        self.allocate_run_slow(heap, (size, align), (granules, room), kept_will_do)
     }
 
     /// A run of that length off its list, or of the next.
@@ -166,14 +156,19 @@ impl ThreadHeap {
     }
 
     #[cold]
-    fn allocate_new_run(
+    fn allocate_run_slow(
         &mut self,
         heap: &RegionHeap,
-        size: usize,
-        align: usize,
+        (size, align): (usize, usize),
         (granules, room): (u32, u32),
+        kept_will_do: bool,
     ) -> Result<(GranuleIdx, bool)> {
+        // Runs that others freed come back here; one load where there are none.
         self.collect(heap);
+        heap.reap_now_and_then(self.process());
+        if kept_will_do && let Some(head) = self.take_spare(heap, granules) {
+            return self.hand_out(heap, head, size).map(|()| (head, false));
+        }
         self.spares.note_miss(granules);
         let most = self.spares.room(self.spares.used.saturating_add(granules));
         while self.spares.kept > most && self.give_up_longest(heap) {}
@@ -352,21 +347,15 @@ impl RegionHeap {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::layout::TableSizes;
-    use super::super::liveness::Joining;
+    use super::super::thread::with_thread_heap;
     use super::*;
-    use crate::base::units::MIB;
-    use crate::region::{Backend, PosixMmap, RegionOptions};
 
     fn with_heap(work: impl FnOnce(&RegionHeap, &mut ThreadHeap)) {
-        let region = PosixMmap::create("", &RegionOptions::new().capacity(64 * MIB)).unwrap();
-        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
-        let joining = Joining { max_blocks: 1, ..Joining::default() };
-        let process = heap.register(joining).unwrap();
-        let block = heap.take_block(process).unwrap();
-        let mut thread = ThreadHeap::new(block, process).keeping_runs(&heap);
-        work(&heap, &mut thread);
-        thread.tidy(&heap);
+        with_thread_heap(|heap, thread| {
+            let mut thread = thread.keeping_runs(heap);
+            work(heap, &mut thread);
+            thread.tidy(heap);
+        });
     }
 
     /// A heap that finds all it needs among what it keeps still takes in what others gave back.
@@ -421,36 +410,26 @@ mod tests {
         assert_eq!(spares.room(0), MOST);
     }
 
-    /// Takes a run of a granule, or frees one, as a heap does.
-    fn turn(spares: &mut Spares, take: bool) {
-        if take {
-            match spares.kept {
-                0 => spares.note_miss(1),
-                _ => spares.kept -= 1,
-            }
-            return spares.note_handed_out(1);
-        }
-        spares.used -= 1;
-        if spares.kept < spares.room(spares.used) {
-            spares.kept += 1;
-        } else {
-            spares.note_overflow(1);
-            spares.kept = spares.kept.min(spares.room(spares.used));
-        }
-    }
-
     #[test]
     fn who_frees_all_ends_up_with_few() {
-        let mut spares = Spares { most: MOST, now: MOST, ..Spares::NONE };
-        for round in 0..3 {
-            (0..1000).for_each(|_| turn(&mut spares, true));
-            assert_eq!((spares.kept, spares.now), (0, MOST));
-            (0..1000).for_each(|_| turn(&mut spares, false));
-            assert_eq!((spares.kept, spares.used), (FEW, 0), "{round}");
-        }
-        // Who needs no more than may be kept finds all of it again.
-        (0..MOST).for_each(|_| turn(&mut spares, true));
-        (0..MOST).for_each(|_| turn(&mut spares, false));
-        assert_eq!(spares.kept, MOST);
+        with_heap(|heap, thread| {
+            let most = thread.spares.most;
+            assert!((2 * FEW..=MOST).contains(&most));
+            let take = |thread: &mut ThreadHeap, count: u32| -> Vec<_> {
+                let run = |_| thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap().0;
+                (0..count).map(run).collect()
+            };
+            for _ in 0..3 {
+                let runs = take(thread, 500);
+                assert_eq!((thread.spares.kept, thread.spares.now), (0, most));
+                assert!(runs.iter().all(|&run| thread.free_own_run(heap, run)));
+                assert_eq!((thread.spares.kept, thread.spares.used), (FEW, 0));
+            }
+            // Who needs no more than may be kept finds all of it again.
+            let runs = take(thread, most);
+            assert!(runs.iter().all(|&run| thread.free_own_run(heap, run)));
+            assert_eq!(thread.spares.kept, most);
+            assert!(thread.spares_are_sound(heap));
+        });
     }
 }

@@ -603,3 +603,18 @@ impl ThreadHeap {
         }
     }
 }
+
+/// For tests: a heap in memory of its own, and a thread heap of it that nobody uses yet.
+#[cfg(all(test, not(loom)))]
+pub(super) fn with_thread_heap(work: impl FnOnce(&RegionHeap, ThreadHeap)) {
+    use super::layout::TableSizes;
+    use super::liveness::Joining;
+    use crate::base::units::MIB;
+    use crate::region::{Backend, PosixMmap, RegionOptions};
+
+    let region = PosixMmap::create("", &RegionOptions::new().capacity(64 * MIB)).unwrap();
+    let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+    let process = heap.register(Joining { max_blocks: 1, ..Joining::default() }).unwrap();
+    let thread = ThreadHeap::new(heap.take_block(process).unwrap(), process);
+    work(&heap, thread);
+}
