@@ -157,6 +157,8 @@ fn deaths_while_allocators_are_made() {
         assert_eq!(peer.receive(), "ready");
         std::thread::sleep(std::time::Duration::from_micros(round * 997 % 12_000));
         peer.kill();
+        // What was its alone goes now, and not while `works` counts.
+        parent.reap();
         let minor = 2000 + round as u32;
         let mine = manager.create_allocator_with::<BuddyAllocator>(B, id(minor), &sized(MIB));
         works(&mine.unwrap());
