@@ -19,10 +19,8 @@ impl<'m> Arena<'m> {
     /// nothing above which is in use.
     #[inline]
     pub(super) fn rewind(&self, to: *mut u8) {
-        let block = self.body().current();
-        let held = block.holds(to.addr());
-        if held && !self.is_closed() && self.limit.get() - to.addr() <= self.body().easy {
-            block.soil(self.top.get().addr());
+        if self.is_near(to, self.limit.get()) {
+            self.body().current().soil(self.top.get().addr());
             self.note(|trace, options| trace.popped(options, || self.position_of(to.addr())));
             self.top.set(to);
         } else {
@@ -53,8 +51,7 @@ impl<'m> Arena<'m> {
             let from = to.addr() + options.keep;
             block.decommit_from(from, options.page_size, body.region.as_ref());
         }
-        self.top.set(to);
-        self.limit.set(block.committed.get());
+        self.reopen(to);
     }
 
     /// Fills, zeroes or forbids the current block's bytes from `to` to `end`, whatever is asked for.
@@ -119,8 +116,7 @@ impl<'m> Arena<'m> {
             block.before.set(0);
             // SAFETY: the old block holds nothing, and is in no chain any more.
             unsafe { Block::free(old) };
-            self.top.set(block.data);
-            self.limit.set(block.committed.get());
+            self.reopen(block.data);
         }
     }
 
@@ -185,17 +181,15 @@ impl<'m> Arena<'m> {
     }
 
     /// Ends a scope of this arena, which it has closed: takes back everything from this arena's top
-    /// on. The scope began with the limit `limit`, and ends with `top` and the limit `now`. (This
-    /// arena's top is not stored again: the next scope would wait for it.)
+    /// on. The scope ends with `top` and the limit `now`. (This arena's top is not stored again: the
+    /// next scope would wait for it.)
     #[inline(always)]
-    pub(super) fn end_scope(&self, limit: usize, top: *mut u8, now: usize) {
-        let body = self.body();
+    pub(super) fn end_scope(&self, top: *mut u8, now: usize) {
         let start = self.top.get();
-        // The limit is the same: the scope neither committed nor chained, and left no scope open.
-        if now == limit && limit - start.addr() <= body.easy {
-            body.current().soil(top.addr());
+        if self.is_near(start, now) {
+            self.body().current().soil(top.addr());
             self.note(|trace, options| trace.popped(options, || self.position_of(start.addr())));
-            self.limit.set(limit);
+            self.limit.set(now);
         } else {
             core::hint::cold_path();
             self.end_scope_slow(top, now);
@@ -211,13 +205,6 @@ impl<'m> Arena<'m> {
         }
         // Otherwise a scope inside it was leaked, and may have gone on.
         self.rewind_slow(start);
-    }
-
-    /// Opens this arena again with its top at `top`, an address in the current block.
-    #[inline]
-    pub(super) fn reopen(&self, top: *mut u8) {
-        self.top.set(top);
-        self.limit.set(self.body().current().committed.get());
     }
 
     /// The top, or as far as it can have come while a scope that was leaked has it.

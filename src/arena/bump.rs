@@ -50,7 +50,10 @@ pub(super) struct Body {
     pub(super) spare: Cell<Option<NonNull<Block>>>,
     /// A pop that leaves at most this many committed bytes free has nothing else to do than to
     /// move the top.
-    pub(super) easy: usize,
+    easy: usize,
+    /// As far below its limit an open arena's top may go and have nothing else to do: the address is in
+    /// the current block, and there is nothing to give back. See [`Arena::is_near`].
+    near: Cell<usize>,
     auto_align: Cell<usize>,
     /// Of a thread's scratch arena: where its slot says how it may end (see `Level::calm`). It lies in the
     /// slot, which outlives the arena.
@@ -158,11 +161,13 @@ impl Default for Arena<'static> {
 impl Body {
     fn new(block: NonNull<Block>, options: Options, region: Option<Region>) -> Body {
         let plain = options.zeroing == Zeroing::OnPush && !options.poison && !cfg!(hshm_asan);
+        // What is given back is whole pages: less than one more may stay.
+        let easy = if plain { options.keep.saturating_add(options.page_size - 1) } else { 0 };
         Body {
             block: Cell::new(block),
             spare: Cell::new(None),
-            // What is given back is whole pages: less than one more may stay.
-            easy: if plain { options.keep.saturating_add(options.page_size - 1) } else { 0 },
+            easy,
+            near: Cell::new(0),
             auto_align: Cell::new(options.align),
             calm: Cell::new(None),
             options,
@@ -207,13 +212,10 @@ impl<'m> Arena<'m> {
     /// The first arena over a body: it starts at the current block's first byte.
     pub(super) fn over_body(body: NonNull<Body>) -> Arena<'m> {
         // SAFETY: the caller just made the body.
-        let block = unsafe { body.as_ref() }.current();
-        Arena {
-            top: Cell::new(block.data),
-            limit: Cell::new(block.committed.get()),
-            body,
-            _memory: PhantomData,
-        }
+        let data = unsafe { body.as_ref() }.current().data;
+        let arena = Arena { top: Cell::new(data), limit: Cell::new(0), body, _memory: PhantomData };
+        arena.reopen(data);
+        arena
     }
 
     /// An arena that is closed, and of nothing. Only its top and limit may be asked for.
@@ -251,6 +253,24 @@ impl<'m> Arena<'m> {
         self.limit.get() == 0
     }
 
+    /// Whether `place`, an address that the top of this arena, or of one that it is a scope of, has or
+    /// had, lies in the current block, and there is nothing to give back behind it. `limit` is this
+    /// arena's: zero, while it is closed, is near nothing.
+    #[inline(always)]
+    pub(super) fn is_near(&self, place: *mut u8, limit: usize) -> bool {
+        // What is in another block is further away, or wraps to more than any block has.
+        limit.wrapping_sub(place.addr()) <= self.body().near.get()
+    }
+
+    /// Opens this arena (again) with its top at `top`, an address in the current block.
+    pub(super) fn reopen(&self, top: *mut u8) {
+        let body = self.body();
+        let (from, to) = (body.current().data.addr(), body.current().committed.get());
+        self.top.set(top);
+        self.limit.set(to);
+        body.near.set(body.easy.min(to - from));
+    }
+
     /// Where this arena's top is; while it is closed, where its scope began.
     #[inline]
     pub(super) fn top(&self) -> *mut u8 {
@@ -276,6 +296,27 @@ impl<'m> Arena<'m> {
             return None;
         }
         self.top.set(start.with_addr(end));
+        self.handed_out(top.addr(), start, size);
+        // SAFETY: `start >= top >= 1`: the sum did not wrap.
+        Some(unsafe { NonNull::new_unchecked(start) })
+    }
+
+    /// [`bump`](Self::bump) for a layout that is known at run time only: one sum less has to wait for
+    /// the top. (Where the alignment is a constant, this takes one instruction more.)
+    #[inline(always)]
+    pub(super) fn bump_layout(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let (size, align) = (layout.size(), layout.align());
+        let top = self.top.get();
+        // The last multiple of `align` before the top. No sum wraps: with its alignment, a layout is at
+        // most half of all numbers, as addresses are, and the top is not zero.
+        let before = top.map_addr(|at| at.wrapping_sub(1) & align.wrapping_neg());
+        let end = before.addr().wrapping_add(align.wrapping_add(size));
+        if end > self.limit.get() {
+            core::hint::cold_path();
+            return None;
+        }
+        let start = before.wrapping_add(align);
+        self.top.set(before.with_addr(end));
         self.handed_out(top.addr(), start, size);
         // SAFETY: `start >= top >= 1`: the sum did not wrap.
         Some(unsafe { NonNull::new_unchecked(start) })
@@ -348,7 +389,7 @@ impl<'m> Arena<'m> {
                 },
             )?;
             self.note(|trace, options| trace.committed(options, block.committed.get() - before));
-            self.limit.set(block.committed.get());
+            self.reopen(self.top.get());
             return Ok(());
         }
         if !body.options.growth.is_chained() {
@@ -364,8 +405,7 @@ impl<'m> Arena<'m> {
         fresh.before.set(block.before.get() + block.capacity());
         fresh.prev.set(Some(body.block.get()));
         body.block.set(next);
-        self.top.set(fresh.data);
-        self.limit.set(fresh.committed.get());
+        self.reopen(fresh.data);
         // The start of a mapped block need not hold all of it.
         self.reach(size, align)
     }

@@ -275,7 +275,7 @@ impl Arena<'_> {
     /// Where [`try_push_layout`](Self::try_push_layout) fails.
     #[inline(always)]
     pub fn push_layout(&self, layout: Layout) -> NonNull<u8> {
-        match self.bump(layout.size(), layout.align()) {
+        match self.bump_layout(layout) {
             Some(place) => place,
             None => self.push_layout_slow(layout),
         }
@@ -290,7 +290,10 @@ impl Arena<'_> {
     /// Pushes bytes for a layout, which may hold anything, or says why not.
     #[inline(always)]
     pub fn try_push_layout(&self, layout: Layout) -> Result<NonNull<u8>> {
-        self.take(layout.size(), layout.align())
+        match self.bump_layout(layout) {
+            Some(place) => Ok(place),
+            None => self.take_slow(layout.size(), layout.align()),
+        }
     }
 
     /// Pushes zero bytes for a layout, or says why not.

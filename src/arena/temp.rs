@@ -30,8 +30,6 @@ use crate::base::{Error, Result};
 pub struct Temp<'a> {
     view: ManuallyDrop<Arena<'a>>,
     outer: &'a Arena<'a>,
-    /// Its limit at the start, which the outer arena gets back.
-    limit: usize,
 }
 
 impl Temp<'_> {
@@ -66,7 +64,7 @@ impl<'a> Deref for Temp<'a> {
 impl Drop for Temp<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.outer.end_scope(self.limit, self.view.top.get(), self.view.limit.get());
+        self.outer.end_scope(self.view.top.get(), self.view.limit.get());
     }
 }
 
@@ -102,9 +100,7 @@ impl Arena<'_> {
     /// [`temp`](Self::temp), or [`Error::ScopeOpen`].
     #[inline]
     pub fn try_temp(&self) -> Result<Temp<'_>> {
-        let view = self.open()?;
-        let limit = view.limit.get();
-        Ok(Temp { view: ManuallyDrop::new(view), outer: self, limit })
+        Ok(Temp { view: ManuallyDrop::new(self.open()?), outer: self })
     }
 
     /// Runs `work` with a scope of this arena.

@@ -184,6 +184,37 @@ fn a_leaked_scope_closes_its_arena_until_it_is_popped() {
 }
 
 #[test]
+fn scopes_end_where_they_began_however_they_grew() {
+    let growths = [Growth::Chained, Growth::Reserved, Growth::ReservedThenChained];
+    // Bytes that the outer scope pushes before and after an inner one, and those of the inner one.
+    let sizes = [0, 1, 3000, 9000, 70_000];
+    for (growth, before) in growths.iter().flat_map(|&growth| sizes.map(|size| (growth, size))) {
+        for (inner, after) in sizes.iter().flat_map(|&inner| sizes.map(|size| (inner, size))) {
+            let capacity = if growth == Growth::Reserved { 1 << 20 } else { 8192 };
+            let arena = Arena::builder().growth(growth).capacity(capacity).commit_step(4096);
+            let arena = arena.build().unwrap();
+            let kept = arena.push_slice(&[7u8; 128]);
+            arena.push_aligner(64).unwrap();
+            let (start, place) = (arena.pos(), arena.push(0).as_ptr());
+            for _ in 0..3 {
+                let temp = arena.temp();
+                temp.push(before).fill(1);
+                let here = temp.pos();
+                temp.scope(|scope| scope.push(inner).fill(2));
+                assert_eq!(temp.pos(), here);
+                let bytes = temp.push(after);
+                assert!(bytes.iter().all(|&byte| byte == 0), "{growth:?} {before} {inner} {after}");
+                bytes.fill(3);
+                drop(temp);
+                assert_eq!((arena.pos(), arena.push(0).as_ptr()), (start, place));
+                arena.scope(|scope| assert!(scope.push(50).iter().all(|&byte| byte == 0)));
+            }
+            assert!(kept.iter().all(|&byte| byte == 7));
+        }
+    }
+}
+
+#[test]
 fn what_a_closed_arena_says_of_its_room() {
     let arena = Arena::builder().capacity(KIB).build().unwrap();
     arena.push(100);
