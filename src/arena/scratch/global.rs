@@ -35,7 +35,7 @@ pub struct GlobalScratch(ManuallyDrop<Arena<'static>>);
 /// a list that all threads share.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`].
+/// [`OutOfMemory`](crate::Error::OutOfMemory).
 pub fn scratch_global() -> Result<GlobalScratch> {
     for place in &IDLE {
         if place.load(Ordering::Relaxed).is_null() {
