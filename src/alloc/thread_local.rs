@@ -40,6 +40,7 @@ use crate::region::Region;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use crate::sync::identity::thread_number;
 use crate::sync::lock::RawLock;
+use crate::sync::shm_lock::ShmGuard;
 
 /// Thread blocks that a process takes where nothing else is said.
 pub const DEFAULT_THREAD_BLOCKS: usize = 64;
@@ -230,6 +231,12 @@ impl ThreadLocalAllocator {
     /// The engine, for what is built on both.
     pub(crate) fn engine(&self) -> &RegionHeap {
         &self.heap
+    }
+
+    /// The lock of the directory of named roots.
+    pub(crate) fn lock_roots(&self) -> Result<ShmGuard<'_>> {
+        self.check_process()?;
+        Ok(self.heap.lock_roots(self.process))
     }
 
     /// The region.

@@ -182,8 +182,10 @@ impl RegionHeap {
         let (next, list) = (&desc.remote_next, &block.returned);
         let put = remote::announce(&desc.pending, next, list, head.0 + 1, self.own.number());
         // The owner may have died, and its lists been looked through, before this came to them. That
-        // is for whoever put it there to see to: until then it is announced, and nobody else's.
-        if put && block.holder.load(Ordering::SeqCst) == 0 {
+        // is for whoever put it there to see to: until then it is announced, and nobody else's. The same
+        // goes for the estate, whose list is only looked at while there is something in it.
+        let is_late = || owner == self.estate_block() && self.entry(head).owner() != owner;
+        if put && (block.holder.load(Ordering::SeqCst) == 0 || is_late()) {
             self.drain(owner);
         }
     }

@@ -95,9 +95,7 @@ impl RegionHeap {
         visit: &mut dyn FnMut(usize, usize, bool),
     ) {
         self.for_each_head(|head, entry| {
-            let owner = self.chunk(Self::chunk_of(head).0).usage();
-            let in_own =
-                matches!(owner, Use::Pages(slot) | Use::LargeHead(slot) if slot == process);
+            let in_own = self.is_in_own(head, process);
             let kept = self.desc(head).is_kept();
             let own = |offset: usize| match kept {
                 false => in_own,
@@ -123,7 +121,7 @@ impl RegionHeap {
     pub(crate) fn free_in_slabs(&self, process: ProcessSlot) -> usize {
         let mut bytes = 0;
         self.for_each_head(|head, entry| {
-            if self.chunk(Self::chunk_of(head).0).usage() != Use::Pages(process) {
+            if !self.is_in_own(head, process) {
                 return;
             }
             if entry.kind() == Kind::Slab {

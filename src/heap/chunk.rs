@@ -59,6 +59,8 @@ pub(crate) struct ChunkEntry {
     pub(crate) bucket: AtomicU32,
     /// 1 where huge pages were asked for.
     pub(super) huge: AtomicU32,
+    /// 1 where it was the estate's and may hold something that still is; see `adopt`.
+    pub(super) adopted: AtomicU32,
 }
 
 impl ChunkEntry {
@@ -114,6 +116,7 @@ impl RegionHeap {
         self.claim(chunk, 1);
         let entry = self.chunk(chunk);
         entry.used.store(!self.chunk_mask(chunk), Relaxed);
+        entry.adopted.store(0, Relaxed);
         entry.set_usage(Use::Pages(process));
         Ok(chunk)
     }

@@ -7,6 +7,7 @@
 //! 0          the process that owns the slab, run or chunk: the usual case
 //! slot + 1   the process in that slot, and it goes with that one
 //! 65535      nobody: it stays until somebody frees it
+//! 65534      nobody yet: it is on its way to a name (see `naming`)
 //! ```
 //!
 //! Invariant: a word that is not 0 belongs to a block that is handed out or on its way back to its
@@ -33,12 +34,16 @@ use crate::sync::atomic::Ordering;
 
 /// Nobody's.
 const NOBODY: u16 = u16::MAX;
+/// On its way to a name.
+const NAMING: u16 = u16::MAX - 1;
 
 /// To whom a block goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keeper {
     Process(ProcessSlot),
     Nobody,
+    /// Whoever names it, or finds that its namer died.
+    Naming,
 }
 
 impl RegionHeap {
@@ -57,6 +62,7 @@ impl RegionHeap {
         let value = match keeper {
             Keeper::Process(slot) => slot.0 as u16 + 1,
             Keeper::Nobody => NOBODY,
+            Keeper::Naming => NAMING,
         };
         self.desc(head).set_kept();
         word.store(value, Ordering::SeqCst);
@@ -74,6 +80,29 @@ impl RegionHeap {
     /// Whether the block at `offset`, under a flagged descriptor, was handed over to `slot`.
     pub(super) fn is_kept_by(&self, offset: usize, slot: ProcessSlot) -> bool {
         self.keeper(offset).is_some_and(|word| word.load(Ordering::SeqCst) == slot.0 as u16 + 1)
+    }
+
+    /// Whether the block at `offset` is on its way to a name.
+    pub(super) fn is_being_named(&self, offset: usize, block: Block) -> bool {
+        let (Block::Small { head, .. } | Block::Run { head, .. } | Block::Large { head }) = block;
+        self.desc(head).is_kept()
+            && self.keeper(offset).is_some_and(|word| word.load(Ordering::SeqCst) == NAMING)
+    }
+
+    /// The block at `offset` was on its way to a name, and is nobody's now; if nobody took it meanwhile.
+    pub(super) fn give_to_nobody(&self, offset: usize) {
+        self.pass_to_nobody(offset, NAMING);
+    }
+
+    /// The same for a block of `gone`'s, which leaves what it had where it is.
+    pub(super) fn leave_to_nobody(&self, offset: usize, gone: ProcessSlot) {
+        self.pass_to_nobody(offset, gone.0 as u16 + 1);
+    }
+
+    fn pass_to_nobody(&self, offset: usize, from: u16) {
+        if let Some(word) = self.keeper(offset) {
+            let _ = word.compare_exchange(from, NOBODY, Ordering::SeqCst, Ordering::Relaxed);
+        }
     }
 
     /// The block at `offset` has no keeper any more: it is about to be freed.

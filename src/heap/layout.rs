@@ -44,7 +44,7 @@ use crate::sync::shm_lock::{Holder, ShmGuard, ShmLock};
 /// "hshmheap"
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmheap");
 /// Changes whenever the meaning of any byte of the tables does.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// What the region header's `engine_kind` says of such a region.
 pub(crate) const ENGINE_KIND: u32 = 1;
 /// The same for a region with an in-band heap.
@@ -155,6 +155,9 @@ pub(crate) struct SourceState {
     _pad: AtomicU32,
     /// Where that directory lies; 0 where there is none yet.
     pub(crate) roots: AtomicU64,
+    /// The block that is on its way to a name, 0 for none; and where that name will show. See `naming`.
+    pub(super) naming: AtomicU64,
+    pub(super) naming_stamp: AtomicU64,
 }
 
 /// Where the tables of a region of `granules` granules lie; the same sums at creation and at attach.
@@ -321,6 +324,8 @@ impl RegionHeap {
                     roots_lock: ShmLock::new(),
                     _pad: AtomicU32::new(0),
                     roots: AtomicU64::new(0),
+                    naming: AtomicU64::new(0),
+                    naming_stamp: AtomicU64::new(0),
                 },
             });
         }
@@ -673,13 +678,8 @@ impl RegionHeap {
         let lock = &self.source().reaper;
         lock.lock_or_inherit(self.holder(), |who| self.is_dead(who)).0
     }
-    /// Takes the lock of the directory of named roots, in which a change is one store.
-    pub(crate) fn lock_roots(&self) -> ShmGuard<'_> {
-        let lock = &self.source().roots_lock;
-        lock.lock_or_inherit(self.holder(), |who| self.is_dead(who)).0
-    }
     #[inline]
-    fn holder(&self) -> Holder {
+    pub(super) fn holder(&self) -> Holder {
         Holder::number(self.own.number())
     }
     /// Takes the locks that a fork must not catch half-way: the reaper's, that of `process`, and

@@ -13,7 +13,9 @@
 //! thread    thread blocks and thread heaps      spare    the runs that they keep
 //! liveness  joining, leaving, and whether the others still live
 //! keeper    blocks that were handed over
+//! naming    blocks on their way to a name
 //! reap      what becomes of a dead process's things
+//! adopt     free room in chunks of those that are gone
 //! census    what is handed out, what is free, and how scattered that is
 //! verify    walks every invariant
 //! ```
@@ -32,6 +34,7 @@
 //! read as an atomic and checked before it is used as a place: a region that another process
 //! damages gives errors, not undefined behaviour.
 
+pub(crate) mod adopt;
 pub(crate) mod block;
 pub(crate) mod buddy;
 pub(crate) mod bump;
@@ -42,6 +45,7 @@ pub(crate) mod huge;
 pub(crate) mod keeper;
 pub(crate) mod layout;
 pub(crate) mod liveness;
+pub(crate) mod naming;
 pub(crate) mod page;
 pub(crate) mod process;
 #[allow(dead_code)] // the best-fit heap takes what coalescing has no use for

@@ -13,6 +13,7 @@
 //! counters can be rebuilt from them.
 #![allow(unsafe_code)] // calls `purge` on memory that is nobody's
 
+use super::adopt::Worth;
 use super::chunk::ChunkEntry;
 use super::granule::GranuleIdx;
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
@@ -97,7 +98,10 @@ pub(crate) struct ProcessBlock {
     regretted: AtomicU64,
     /// The most bytes of chunks that were ever owned.
     peak: AtomicU64,
-    _pad4: [AtomicU64; 2],
+    /// 0 where no chunk of the process's holds anything of the estate's; see `adopt`.
+    pub(super) adopted: AtomicU32,
+    _pad3: AtomicU32,
+    _pad4: AtomicU64,
 }
 
 /// What a run looks like when it is taken.
@@ -138,6 +142,7 @@ impl ProcessBlock {
         self.retain.store(RETAIN, Relaxed);
         self.retain_least.store(RETAIN, Relaxed);
         self.blocks.store(0, Relaxed);
+        self.adopted.store(0, Relaxed);
         self.empty_chunks.store(0, Relaxed);
         for word in [
             &self.owned,
@@ -225,21 +230,30 @@ impl RegionHeap {
         let guard = self.lock_process(process);
         let roomy = (room > count).then(|| self.find_listed(process, room.min(MAX_RUN), step));
         let found = roomy.flatten().or_else(|| self.find_listed(process, count, step));
-        if let Some((chunk, bit)) = found {
+        let given_back = || {
+            self.take_back_adopted(&guard, process).then(|| self.find_listed(process, count, step))
+        };
+        if let Some((chunk, bit)) = found.or_else(|| given_back().flatten()) {
             return Ok(self.cut(&guard, process, chunk, bit, count));
         }
         // In a sound heap the second or third chunk will do.
         for _ in 0..=self.chunk_count() {
             self.within_limit(process, CHUNK)?;
-            let chunk = match self.take_chunk(process) {
-                Ok(chunk) => chunk,
-                // The dead may have more than enough.
-                Err(Error::OutOfMemory { .. }) if self.reap(process).any() => continue,
-                Err(error) => return Err(error),
+            let adopt = |worth| self.adopt_chunk(&guard, process, count, step, worth);
+            let chunk = match adopt(Worth::Half) {
+                Some(chunk) => chunk,
+                None => match self.take_chunk(process) {
+                    Ok(chunk) => {
+                        self.choose_pages(process, chunk);
+                        chunk
+                    }
+                    // The dead may have more than enough.
+                    Err(Error::OutOfMemory { .. }) if self.reap(process).any() => continue,
+                    Err(error) => adopt(Worth::Anything).ok_or(error)?,
+                },
             };
-            self.choose_pages(process, chunk);
             block.owned.fetch_add(CHUNK as u64, Relaxed);
-            let dirty = self.chunk(chunk).dirty.load(Relaxed) & self.chunk_mask(chunk);
+            let dirty = self.chunk(chunk).dirty.load(Relaxed) & self.free_granules(chunk);
             block.dirty_free.fetch_add(dirty.count_ones() as u64 * GRANULE as u64, Relaxed);
             self.note_growth(process);
             self.enlist(process, chunk);
@@ -300,10 +314,23 @@ impl RegionHeap {
         committed: u32,
         zeroed: bool,
     ) {
+        let guard = self.lock_process(process);
+        self.put_back(&guard, process, first, count, committed, zeroed);
+    }
+
+    /// Gives a run back under the lock.
+    pub(super) fn put_back(
+        &self,
+        _locked: &ShmGuard<'_>,
+        process: ProcessSlot,
+        first: GranuleIdx,
+        count: u32,
+        committed: u32,
+        zeroed: bool,
+    ) {
         let (chunk, bit) = Self::chunk_of(first);
         let mask = run_mask(bit, count);
         let block = self.process(process);
-        let _guard = self.lock_process(process);
         let entry = self.chunk(chunk);
         self.delist(process, chunk);
         entry.used.store(entry.used.load(Relaxed) & !mask, Relaxed);
@@ -345,12 +372,12 @@ impl RegionHeap {
         Some(self.cut(&guard, process, chunk, bit + count, more))
     }
 
-    fn free_granules(&self, chunk: ChunkIdx) -> u64 {
+    pub(super) fn free_granules(&self, chunk: ChunkIdx) -> u64 {
         !self.chunk(chunk).used.load(Relaxed) & self.chunk_mask(chunk)
     }
 
     /// Where a run of `count` fits in a chunk: in memory that was touched before, if it can.
-    fn fit(&self, chunk: ChunkIdx, count: u32, step: u32) -> Option<u32> {
+    pub(super) fn fit(&self, chunk: ChunkIdx, count: u32, step: u32) -> Option<u32> {
         let free = self.free_granules(chunk);
         // The address of granule 0 may itself be off the wanted alignment.
         let base = (self.base().addr() / GRANULE) as u32 + chunk.0 * GRANULES_PER_CHUNK as u32;
@@ -516,6 +543,7 @@ impl RegionHeap {
     pub(crate) fn trim(&self, process: ProcessSlot) {
         let block = self.process(process);
         let guard = self.lock_process(process);
+        self.take_back_adopted(&guard, process);
         for list in block.lists.iter().rev() {
             for chunk in self.listed(list) {
                 if self.free_granules(chunk) == self.chunk_mask(chunk) {

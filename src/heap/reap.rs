@@ -8,9 +8,10 @@
 //! | detached (`shm_detach`) | freed | stays | freed |
 //! | left (dropped its handle) | stay | stays | stays |
 //!
-//! What stays moves to the **estate**: a process slot and a thread block of the region's own, from
-//! which nobody allocates. Blocks in it are freed like any others, by bits in the remote bitmap;
-//! whoever reaps next looks what has become free and gives it back.
+//! What stays moves to the **estate**: a process slot and a thread block of the region's own, in whose slabs
+//! nobody allocates. Blocks in it are freed like any others, by bits in the remote bitmap;
+//! whoever reaps next looks what has become free and gives it back. Chunks of the estate with room to
+//! spare are there for whoever needs one; see `adopt`.
 //!
 //! Settling reads the truth alone: chunk owner words, `used` words, granule entries, the slabs'
 //! bitmaps, keepers. It has to, since lists and counters of a process that died are in any state. In
@@ -24,7 +25,7 @@
 //!                something does: entries name the estate's block
 //!     used := what is left
 //!     chunk := free, or the estate's
-//! blocks elsewhere that it kept: freed
+//! blocks elsewhere that it kept: freed, or nobody's
 //! thread blocks: free
 //! slot: free
 //! ```
@@ -41,6 +42,7 @@
 //! announced, and slabs marked as announced that are on no list. The first are announced here, the
 //! second found by their owners after each death ([`ThreadHeap::rescue`]).
 
+use super::block::Block;
 use super::chunk::Use;
 use super::granule::{BlockId, Entry, GranuleIdx, Kind};
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
@@ -105,6 +107,7 @@ impl RegionHeap {
         }
         let _guard = self.lock_reaper();
         let mut reaped = Reaped::default();
+        self.look_after_naming(own);
         for slot in self.dead_slots(Some(own)) {
             self.process(slot).state.store(SLOT_DYING, Ordering::SeqCst);
             reaped.chunks += self.settle(slot, Stays::HandedOver);
@@ -169,8 +172,12 @@ impl RegionHeap {
             }
             _ => {}
         });
-        if stays == Stays::HandedOver {
-            self.free_kept_by(gone);
+        match stays {
+            Stays::HandedOver => self.free_kept_by(gone),
+            // Whoever gets the slot next has nothing to do with them.
+            Stays::All => {
+                self.for_each_kept_by(gone, |offset, _| self.leave_to_nobody(offset, gone))
+            }
         }
         for id in blocks() {
             let block = self.block(id);
@@ -204,7 +211,17 @@ impl RegionHeap {
             _ => {}
         });
         estate.owned.store(left * CHUNK as u64, Relaxed);
+        // Announced by somebody who still saw them the estate's.
+        self.drain(self.estate_block());
         freed
+    }
+
+    /// The first chunk that is wanted.
+    pub(super) fn find_chunk(&self, wanted: impl Fn(ChunkIdx, Use) -> bool) -> Option<ChunkIdx> {
+        let fresh = self.source().fresh.load(Ordering::Acquire).min(self.chunk_count());
+        (self.first_granule() / GRANULES_PER_CHUNK as u32..fresh)
+            .map(ChunkIdx)
+            .find(|&chunk| wanted(chunk, self.chunk(chunk).usage()))
     }
 
     pub(super) fn for_each_chunk(&self, mut visit: impl FnMut(ChunkIdx, Use)) {
@@ -258,7 +275,7 @@ impl RegionHeap {
 
     /// The slab or run that begins at `head`, with at most `room` granules in use from there on. Gives
     /// how many granules it has (1 where none begins here) and whether anything in it stays.
-    fn settle_head(
+    pub(super) fn settle_head(
         &self,
         head: GranuleIdx,
         room: u32,
@@ -268,6 +285,8 @@ impl RegionHeap {
         let entry = self.entry(head);
         let desc = self.desc(head);
         let at = head.0 as usize * GRANULE;
+        // What is the estate's already is nobody's to free, in whoever's chunk it lies.
+        let stays = if self.is_estates(entry) { Stays::All } else { stays };
         let kept = desc.is_kept();
         let stays = |offset| stays == Stays::All || (kept && self.is_kept_from(offset, gone));
         let (count, live) = match entry.kind() {
@@ -346,13 +365,19 @@ impl RegionHeap {
         span as usize
     }
 
-    /// Frees the blocks that were handed over to `gone`, wherever they lie.
+    /// Frees the blocks that were handed over to `gone`, wherever they lie. Large ones count for it until
+    /// they are given back.
     fn free_kept_by(&self, gone: ProcessSlot) {
+        self.for_each_kept_by(gone, |_, block| self.free_found(gone, block));
+    }
+
+    /// Visits the blocks that were handed over to `gone`, with their offsets.
+    fn for_each_kept_by(&self, gone: ProcessSlot, mut visit: impl FnMut(usize, Block)) {
         self.for_each_head(|head, entry| {
             if !self.desc(head).is_kept() {
                 return;
             }
-            let at = head.0 as usize * GRANULE;
+            let (at, owner) = (head.0 as usize * GRANULE, entry.owner());
             // Handed out first, the dead one's then: its owner forgets the keeper before it hands a block
             // out anew, so what was handed out and afterwards was still the dead one's was never freed.
             match entry.kind() {
@@ -362,18 +387,14 @@ impl RegionHeap {
                     for index in 0..slab.fresh() {
                         let offset = slab.offset_of(index);
                         if !slab.is_free(index) && self.is_kept_by(offset, gone) {
-                            let (word, mask) = (index as usize / 64, 1 << (index % 64));
-                            self.free_remote(head, class, entry.owner(), word, mask);
+                            visit(offset, Block::Small { head, class, index, owner });
                         }
                     }
                 }
                 Kind::Run if self.desc(head).is_run_live() && self.is_kept_by(at, gone) => {
-                    self.return_foreign_run(head, entry.owner());
+                    visit(at, Block::Run { head, granules: self.run_granules(head), owner });
                 }
-                Kind::Large if self.is_kept_by(at, gone) => {
-                    // It counts for the dead one until it is given back.
-                    self.free_large(gone, head);
-                }
+                Kind::Large if self.is_kept_by(at, gone) => visit(at, Block::Large { head }),
                 _ => {}
             }
         });
@@ -434,7 +455,8 @@ impl RegionHeap {
     }
 
     /// Takes what others announced to a thread block off its list; what is another's by now is
-    /// announced there.
+    /// announced there. The estate's own stays announced where there is something to merge, for whoever
+    /// adopted its chunk.
     pub(super) fn drain(&self, id: BlockId) {
         let mut at = remote::take_list(&self.block(id).returned);
         let mut left = self.granules();
@@ -445,7 +467,8 @@ impl RegionHeap {
             at = remote::unlink(&desc.pending, &desc.remote_next);
             let entry = self.entry(head);
             let owner = entry.owner();
-            if owner != id && self.block(owner).holder.load(Ordering::SeqCst) != 0 {
+            let passes = owner != id || owner == self.estate_block();
+            if passes && self.block(owner).holder.load(Ordering::SeqCst) != 0 {
                 ThreadHeap::pass_on(self, head, entry);
             }
         }

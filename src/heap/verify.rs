@@ -311,7 +311,15 @@ fn walk_process(heap: &RegionHeap, slot: ProcessSlot) -> Result<(), Fault> {
                 let used = entry.used.load(Relaxed) & heap.chunk_mask(ChunkIdx(index));
                 for bit in (0..GRANULES_PER_CHUNK as u32).filter(|bit| used >> bit & 1 == 1) {
                     let granule = GranuleIdx(index * GRANULES_PER_CHUNK as u32 + bit);
-                    match heap.entry(granule).kind() {
+                    let granule_entry = heap.entry(granule);
+                    match granule_entry.kind() {
+                        _ if heap.is_estates(granule_entry) => {
+                            ensure!(
+                                block.adopted.load(Relaxed) & entry.adopted.load(Relaxed) == 1,
+                                "the estate's in a chunk that nobody adopted",
+                                granule.0
+                            );
+                        }
                         Kind::Slab => in_slabs += GRANULE as u64,
                         Kind::Run => in_runs += GRANULE as u64,
                         _ => {}

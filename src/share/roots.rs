@@ -14,13 +14,14 @@
 //! A stamp never comes back. It is the generation in a [`Root`]: one that was found before its
 //! name was taken away is told from any that has the name, or the entry, later.
 //!
-//! What is published belongs to nobody: it outlives the process that published it.
+//! What is published belongs to nobody: it outlives the process that published it. A process that dies
+//! while it publishes leaves the name and its value, or neither (`heap::naming`).
 #![allow(unsafe_code)] // writes values, gives references
 
 use core::alloc::Layout;
 use core::marker::PhantomData;
 
-use crate::alloc::{Allocator, Owner, ThreadLocalAllocator};
+use crate::alloc::{Allocator, ThreadLocalAllocator};
 use crate::base::{AllocatorId, Error, MemContext, Result};
 use crate::ptr::{OffsetPtr, ShmSafe};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed, fence};
@@ -203,10 +204,24 @@ impl<'a> Roots<'a> {
         }
         let layout = Layout::new::<Directory>();
         let at = self.alloc.allocate_zeroed_offset(MemContext::DEFAULT, layout)?;
-        // SAFETY: the block is this process's, just made.
-        unsafe { self.alloc.transfer(at, Owner::Nobody)? };
-        self.alloc.engine().source().roots.store(at.offset(), Ordering::Release);
+        self.name(at, 0, || {
+            self.alloc.engine().source().roots.store(at.offset(), Ordering::Release);
+        })?;
         self.place(at.offset())
+    }
+
+    /// Makes the block at `target` nobody's by giving it a name: `give` does that, by one store. See
+    /// [`begin_naming`](crate::heap::layout::RegionHeap::begin_naming) for `stamp`. Under the
+    /// directory's lock.
+    fn name(&self, target: OffsetPtr<u8>, stamp: u64, give: impl FnOnce()) -> Result<()> {
+        let engine = self.alloc.engine();
+        let offset = usize::try_from(target.offset()).unwrap_or(usize::MAX);
+        let block = engine.find_block(offset)?;
+        engine.check_live(block)?;
+        engine.begin_naming(offset, block, stamp)?;
+        give();
+        engine.end_naming(offset);
+        Ok(())
     }
 
     fn search(directory: &Directory, name: &[u8]) -> Option<(u32, Snapshot)> {
@@ -255,7 +270,7 @@ impl<'a> Roots<'a> {
         if bytes.is_empty() || bytes.len() > NAME {
             return Err(Error::BadName);
         }
-        let _guard = self.alloc.engine().lock_roots();
+        let _guard = self.alloc.lock_roots()?;
         let directory = self.make_directory()?;
         if Self::search(directory, bytes).is_some() {
             return Err(Error::AlreadyExists);
@@ -265,23 +280,24 @@ impl<'a> Roots<'a> {
             return Err(Error::TableFull { slots: ENTRIES });
         };
         let entry = &directory.entries[index];
-        // SAFETY: the caller's.
-        unsafe { self.alloc.transfer(OffsetPtr::new(target.offset()), Owner::Nobody)? };
-        // Who sees any of these words sees the stamp that was stored before them.
-        fence(Ordering::Release);
-        entry.target.store(target.offset(), Relaxed);
-        entry.type_hash.store(type_hash::<T>(), Relaxed);
-        entry.size.store(size_of::<T>() as u64, Relaxed);
-        entry.align.store(align_of::<T>() as u32, Relaxed);
-        entry.name_len.store(bytes.len() as u32, Relaxed);
-        let mut padded = [0; NAME];
-        padded[..bytes.len()].copy_from_slice(bytes);
-        for (word, bytes) in entry.name.iter().zip(padded.chunks_exact(8)) {
-            let bytes: [u8; 8] = bytes.try_into().unwrap_or_default();
-            word.store(u64::from_ne_bytes(bytes), Relaxed);
-        }
         let stamp = entry.stamp.load(Relaxed).wrapping_add(1);
-        entry.stamp.store(stamp, Ordering::Release);
+        let stamp_at = core::ptr::from_ref(&entry.stamp).addr() - self.alloc.base().addr();
+        self.name(OffsetPtr::new(target.offset()), stamp_at as u64, || {
+            // Who sees any of these words sees the stamp that was stored before them.
+            fence(Ordering::Release);
+            entry.target.store(target.offset(), Relaxed);
+            entry.type_hash.store(type_hash::<T>(), Relaxed);
+            entry.size.store(size_of::<T>() as u64, Relaxed);
+            entry.align.store(align_of::<T>() as u32, Relaxed);
+            entry.name_len.store(bytes.len() as u32, Relaxed);
+            let mut padded = [0; NAME];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            for (word, bytes) in entry.name.iter().zip(padded.chunks_exact(8)) {
+                let bytes: [u8; 8] = bytes.try_into().unwrap_or_default();
+                word.store(u64::from_ne_bytes(bytes), Relaxed);
+            }
+            entry.stamp.store(stamp, Ordering::Release);
+        })?;
         Ok(Root { heap: self.alloc.id(), target, entry: index as u32, stamp, _type: PhantomData })
     }
 
@@ -339,7 +355,7 @@ impl<'a> Roots<'a> {
     /// ([`ThreadLocalAllocator::transfer`]) or free it when nobody reads it any more. A root that is
     /// not there any more is [`Error::NotFound`].
     pub fn unpublish<T>(&self, root: Root<T>) -> Result<OffsetPtr<T>> {
-        let _guard = self.alloc.engine().lock_roots();
+        let _guard = self.alloc.lock_roots()?;
         let entry = self.check(root)?;
         entry.stamp.store(root.stamp.wrapping_add(1), Ordering::Release);
         Ok(root.target)

@@ -16,6 +16,7 @@
 mod support;
 
 mod detect;
+mod estate;
 mod load;
 mod steps;
 mod victim;

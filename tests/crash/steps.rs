@@ -9,7 +9,7 @@ use hshm::{
 
 use super::support::turn;
 use super::victim::{Lives, Victim, stay_on_one_processor, stop};
-use super::work::{allocate, free, layout, operate};
+use super::work::{allocate, check, free, layout, operate};
 
 const CTX: MemContext = MemContext::DEFAULT;
 
@@ -47,6 +47,7 @@ fn long() -> Form {
 struct Scene<'a> {
     region: &'a Region,
     given: &'a [u64],
+    left: &'a [u64],
 }
 
 impl Scene<'_> {
@@ -60,8 +61,24 @@ struct Case {
     name: &'static str,
     /// Blocks that the survivor allocates for each victim.
     given: &'static [usize],
+    /// Blocks that somebody allocated who left. All but the first outlive the victim.
+    left: &'static [usize],
     life: fn(&Scene<'_>),
+    /// What survivors expect of named roots.
+    roots: Names,
 }
+
+#[derive(Clone, Copy, PartialEq)]
+enum Names {
+    /// The directory is there from the beginning.
+    Directory,
+    /// The survivor published one for the victim.
+    Published,
+    /// Each victim has a heap without a directory.
+    Fresh,
+}
+
+const PLAIN: Case = Case { name: "", given: &[], left: &[], life: |_| (), roots: Names::Directory };
 
 fn get(alloc: &ThreadLocalAllocator, size: usize) -> u64 {
     alloc.allocate_offset(CTX, layout(size)).unwrap().offset()
@@ -88,6 +105,11 @@ fn note(alloc: &ThreadLocalAllocator, block: u64) -> *mut u64 {
     alloc.resolve(OffsetPtr::new(block)).cast()
 }
 
+type Value = [u64; 9];
+const VALUE: Value = [7; 9];
+/// The name that a victim gives, or takes away.
+const VICTIM: &str = "victim";
+
 /// The victim dies with it.
 fn use_it(_block: u64) {}
 
@@ -104,17 +126,16 @@ fn warm(alloc: &ThreadLocalAllocator) -> u64 {
 const CASES: &[Case] = &[
     Case {
         name: "allocate 100 B",
-        given: &[],
         life: |scene| stepped(scene, warm, |alloc, _| use_it(get(alloc, 100))),
+        ..PLAIN
     },
     Case {
         name: "free 100 B",
-        given: &[],
         life: |scene| stepped(scene, warm, |alloc, block| free(alloc, block)),
+        ..PLAIN
     },
     Case {
         name: "free the last of a slab",
-        given: &[],
         life: |scene| {
             let fill = |alloc: &ThreadLocalAllocator| {
                 let blocks: Vec<u64> = (0..5).map(|_| get(alloc, 30 * KIB)).collect();
@@ -126,52 +147,55 @@ const CASES: &[Case] = &[
                 free(alloc, last);
             });
         },
+        ..PLAIN
     },
     Case {
         name: "cross-process free of 100 B",
         given: &[100, 100],
         life: |scene| stepped(scene, warm, |alloc, _| free(alloc, scene.given[0])),
+        ..PLAIN
     },
     Case {
         name: "cross-process free of 200 KiB",
         given: &[200 * KIB],
         life: |scene| stepped(scene, warm, |alloc, _| free(alloc, scene.given[0])),
+        ..PLAIN
     },
     Case {
         name: "cross-process free of 6 MiB",
         given: &[6 * MIB],
         life: |scene| stepped(scene, warm, |alloc, _| free(alloc, scene.given[0])),
+        ..PLAIN
     },
     Case {
         name: "growth: a new slab",
-        given: &[],
         life: |scene| stepped(scene, warm, |alloc, _| use_it(get(alloc, 3000))),
+        ..PLAIN
     },
     Case {
         name: "growth: a new chunk",
-        given: &[],
         life: |scene| {
             let nearly_full = |alloc: &ThreadLocalAllocator| {
                 (0..2).for_each(|_| use_it(get(alloc, 2 * MIB)));
             };
             stepped(scene, nearly_full, |alloc, ()| use_it(get(alloc, 2 * MIB)));
         },
+        ..PLAIN
     },
     Case {
         name: "allocate 6 MiB",
-        given: &[],
         life: |scene| stepped(scene, warm, |alloc, _| use_it(get(alloc, 6 * MIB))),
+        ..PLAIN
     },
     Case {
         name: "free 6 MiB",
-        given: &[],
         life: |scene| {
             stepped(scene, |alloc| get(alloc, 6 * MIB), |alloc, block| free(alloc, block));
         },
+        ..PLAIN
     },
     Case {
         name: "a run grows and shrinks",
-        given: &[],
         life: |scene| {
             stepped(
                 scene,
@@ -186,10 +210,10 @@ const CASES: &[Case] = &[
                 },
             );
         },
+        ..PLAIN
     },
     Case {
         name: "a run is kept and reused",
-        given: &[],
         life: |scene| {
             stepped(
                 scene,
@@ -202,10 +226,10 @@ const CASES: &[Case] = &[
                 },
             );
         },
+        ..PLAIN
     },
     Case {
         name: "returned runs are taken back",
-        given: &[],
         life: |scene| {
             // What another process freed of the victim's, in one thread block and its kept runs.
             let returned = |alloc: &ThreadLocalAllocator| {
@@ -219,6 +243,7 @@ const CASES: &[Case] = &[
                 alloc.trim();
             });
         },
+        ..PLAIN
     },
     Case {
         name: "hand over, take over, free",
@@ -240,20 +265,20 @@ const CASES: &[Case] = &[
                 free(alloc, scene.given[0]);
             });
         },
+        ..PLAIN
     },
     Case {
         name: "attach",
-        given: &[],
         life: |scene| {
             stop();
             let alloc = scene.attach();
             stop();
             std::mem::forget(alloc);
         },
+        ..PLAIN
     },
     Case {
         name: "detach",
-        given: &[],
         life: |scene| {
             let alloc = scene.attach();
             some_of_each(&alloc);
@@ -262,22 +287,80 @@ const CASES: &[Case] = &[
             unsafe { alloc.shm_detach() }.unwrap();
             stop();
         },
+        ..PLAIN
     },
     Case {
-        name: "publish, unpublish",
-        given: &[],
+        name: "publish",
+        life: |scene| {
+            stepped(scene, warm, |alloc, _| {
+                Roots::of(alloc).publish(VICTIM, VALUE).unwrap();
+            });
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "publish a run",
+        life: |scene| {
+            let run = |alloc: &ThreadLocalAllocator| get(alloc, 200 * KIB);
+            stepped(scene, run, |alloc, block| {
+                let target = OffsetPtr::<Value>::new(block);
+                // SAFETY: the victim's own block; any bits are a value.
+                unsafe { Roots::of(alloc).publish_at(VICTIM, target) }.unwrap();
+            });
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "the first publication",
+        life: |scene| {
+            stepped(scene, warm, |alloc, _| {
+                Roots::of(alloc).publish(VICTIM, VALUE).unwrap();
+            });
+        },
+        roots: Names::Fresh,
+        ..PLAIN
+    },
+    Case {
+        name: "unpublish, free",
         life: |scene| {
             stepped(scene, warm, |alloc, _| {
                 let roots = Roots::of(alloc);
-                let root = roots.publish("victim", [7u64; 9]).unwrap();
-                let block = roots.unpublish(root).unwrap();
+                let block = roots.unpublish(roots.find::<Value>(VICTIM).unwrap()).unwrap();
                 free(alloc, block.offset());
             });
         },
+        roots: Names::Published,
+        ..PLAIN
+    },
+    Case {
+        name: "adopt a chunk",
+        left: &[300 * KIB, 100, 40 * KIB],
+        life: |scene| {
+            stepped(
+                scene,
+                |_| (),
+                |alloc, ()| {
+                    use_it(get(alloc, 100));
+                    use_it(get(alloc, 300 * KIB));
+                },
+            );
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "give back of an adopted chunk",
+        left: &[300 * KIB, 100, 40 * KIB],
+        life: |scene| {
+            let adopt = |alloc: &ThreadLocalAllocator| {
+                use_it(get(alloc, 100));
+                free(alloc, scene.left[0]);
+            };
+            stepped(scene, adopt, |alloc, ()| alloc.trim());
+        },
+        ..PLAIN
     },
     Case {
         name: "reap another",
-        given: &[],
         life: |scene| {
             let other = Victim::fork(|| {
                 let alloc = scene.attach();
@@ -296,6 +379,7 @@ const CASES: &[Case] = &[
             stop();
             std::mem::forget((alloc, other));
         },
+        ..PLAIN
     },
 ];
 
@@ -310,64 +394,130 @@ struct Figures {
     seconds: f64,
 }
 
-/// Kills a victim of `case` at instructions spread over its operation.
-fn run(case: &Case, form: Form) -> Figures {
-    let start = Instant::now();
-    let region = MemfdBackend::create("", &RegionOptions::new().capacity(96 * MIB)).unwrap();
-    let alloc = ThreadLocalAllocator::shm_init(region.clone()).unwrap();
-    // What survivors own all the time.
-    let own: Vec<u64> =
-        [50, 5000, 100 * KIB, 5 * MIB].map(|size| allocate(&alloc, CTX, size)).into();
-    // The directory is there from the beginning.
-    let roots = Roots::of(&alloc);
-    roots.publish("survivor", 1u64).unwrap();
-    alloc.trim();
-    let mut before = blocks(&alloc.verify().unwrap());
-    // SAFETY: any number of seconds is fine.
-    unsafe { libc::alarm(600) };
+/// A heap, and what a survivor owns in it all the time.
+struct Home {
+    region: Region,
+    alloc: ThreadLocalAllocator,
+    own: Vec<u64>,
+    before: (usize, usize),
+}
 
-    let mut deaths = 0;
-    let mut die_at = |count: u64| -> Lives {
-        let given: Vec<u64> = case.given.iter().map(|size| get(&alloc, *size)).collect();
-        if case.given.last() == Some(&NOTE) {
-            // SAFETY: our own block.
-            unsafe { note(&alloc, given[given.len() - 1]).write(u64::MAX) };
+impl Home {
+    fn new(case: &Case) -> Home {
+        let region = MemfdBackend::create("", &RegionOptions::new().capacity(96 * MIB)).unwrap();
+        // Few slots: to look through many is the same instructions again.
+        let alloc = ThreadLocalAllocator::shm_init_with(region.clone(), 8).unwrap();
+        let own = [50, 5000, 100 * KIB, 5 * MIB].map(|size| allocate(&alloc, CTX, size)).into();
+        if case.roots != Names::Fresh {
+            Roots::of(&alloc).publish("survivor", 1u64).unwrap();
         }
-        let scene = Scene { region: &region, given: &given };
+        alloc.trim();
+        let before = blocks(&alloc.verify().unwrap());
+        Home { region, alloc, own, before }
+    }
+
+    /// Blocks of somebody who is gone.
+    fn left_behind(&self, sizes: &[usize]) -> Vec<u64> {
+        if sizes.is_empty() {
+            return Vec::new();
+        }
+        let other = ThreadLocalAllocator::shm_attach(self.region.clone(), 0, 4).unwrap();
+        sizes.iter().map(|&size| allocate(&other, CTX, size)).collect()
+    }
+
+    /// Frees what is there still.
+    fn free_if_live(&self, block: u64) {
+        if self.alloc.usable_size(OffsetPtr::new(block)).is_ok() {
+            free(&self.alloc, block);
+        }
+    }
+
+    /// A victim lives so many instructions, and survivors go on.
+    fn die_at(&mut self, case: &Case, count: u64, operations: u64) -> Lives {
+        // SAFETY: any number of seconds is fine.
+        unsafe { libc::alarm(600) };
+        let alloc = &self.alloc;
+        let given: Vec<u64> = case.given.iter().map(|size| get(alloc, *size)).collect();
+        let left = self.left_behind(case.left);
+        let noted = (case.given.last() == Some(&NOTE)).then(|| note(alloc, given[given.len() - 1]));
+        if let Some(noted) = noted {
+            // SAFETY: our own block.
+            unsafe { noted.write(u64::MAX) };
+        }
+        let roots = Roots::of(alloc);
+        // Known to the survivor, so that one in flight is not lost.
+        let published = (case.roots == Names::Published)
+            .then(|| roots.publish(VICTIM, VALUE).unwrap().offset().offset());
+        let scene = Scene { region: &self.region, given: &given, left: &left };
         let victim = Victim::traced(|| (case.life)(&scene));
         let lives = victim.step(count);
         victim.kill();
-        deaths += 1;
         // The victim is a zombie still.
         alloc.reap();
-        if case.given.last() == Some(&NOTE) {
-            // SAFETY: the victim is dead, and has written a whole word or none.
-            let flying = OffsetPtr::new(unsafe { note(&alloc, given[given.len() - 1]).read() });
+        if let Some(noted) = noted {
             // Nobody's, and nobody else will ever find it: the one block in flight.
-            if alloc.usable_size(flying).is_ok() {
-                free(&alloc, flying.offset());
+            // SAFETY: the victim is dead, and has written a whole word or none.
+            self.free_if_live(unsafe { noted.read() });
+        }
+        match roots.find::<Value>(VICTIM) {
+            Ok(root) => {
+                // SAFETY: nobody else is there to write to it, or to free it.
+                assert!(case.name.contains("run") || unsafe { roots.get(root) } == Ok(&VALUE));
+                free(alloc, roots.unpublish(root).unwrap().offset());
             }
+            Err(_) => published.into_iter().for_each(|block| self.free_if_live(block)),
         }
-        if let Ok(root) = roots.find::<[u64; 9]>("victim") {
-            free(&alloc, roots.unpublish(root).unwrap().offset());
+        if case.roots == Names::Fresh {
+            // There is a directory now, and nothing but that.
+            let root = roots.publish("survivor", 1u64).unwrap();
+            free(alloc, roots.unpublish(root).unwrap().offset());
+            alloc.trim();
+            let size = blocks(&alloc.verify().unwrap()).1 - self.before.1;
+            assert!(size < 32 * KIB, "{size} bytes more than there were");
+            self.before = (self.before.0 + 1, self.before.1 + size);
         }
-        let flight = blocks(&alloc.verify().unwrap());
-        if case.name.starts_with("publish") && flight.0 == before.0 + 1 {
-            // Handed over and not published yet, or not any more: the one block in flight.
-            before = flight;
+        for (&block, &size) in left.iter().zip(case.left).skip(1) {
+            check(alloc, block, size);
         }
-        operate(&alloc, form.operations, count ^ 0x9E37);
-        for block in given {
-            // Freed by the victim, or still there.
-            if alloc.usable_size(OffsetPtr::new(block)).is_ok() {
-                free(&alloc, block);
-            }
-        }
+        operate(alloc, operations, count ^ 0x9E37);
+        // Freed by the victim, or still there.
+        given.into_iter().chain(left).for_each(|block| self.free_if_live(block));
         alloc.trim();
         let report = alloc.verify().unwrap_or_else(|fault| {
             panic!("{}: {fault}, killed after {count} instructions", case.name)
         });
-        assert_eq!(blocks(&report), before, "{}: killed after {count} instructions", case.name);
+        let now = blocks(&report);
+        assert_eq!(now, self.before, "{}: killed after {count} instructions", case.name);
+        lives
+    }
+
+    /// All goes, and nothing is left but the directory.
+    fn end(self, case: &Case) {
+        let alloc = &self.alloc;
+        self.own.iter().for_each(|&block| free(alloc, block));
+        let roots = Roots::of(alloc);
+        if let Ok(root) = roots.find::<u64>("survivor") {
+            free(alloc, roots.unpublish(root).unwrap().offset());
+        }
+        alloc.trim();
+        let report = alloc.verify().unwrap();
+        assert_eq!((report.blocks_in_use, report.slabs), (1, 1), "{}", case.name);
+        // SAFETY: no preconditions.
+        unsafe { libc::alarm(0) };
+    }
+}
+
+/// Kills a victim of `case` at instructions spread over its operation.
+fn run(case: &Case, form: Form) -> Figures {
+    let start = Instant::now();
+    let mut home = Home::new(case);
+    let mut deaths = 0;
+    let mut die_at = |count| {
+        deaths += 1;
+        let lives = home.die_at(case, count, form.operations);
+        if case.roots == Names::Fresh {
+            core::mem::replace(&mut home, Home::new(case)).end(case);
+        }
         lives
     };
     let Lives::Ended(instructions) = die_at(u64::MAX) else { panic!("no end") };
@@ -376,21 +526,9 @@ fn run(case: &Case, form: Form) -> Figures {
         // All of them where there are no more; otherwise evenly, with the first.
         die_at((index as u128 * instructions as u128 / offsets as u128) as u64);
     }
-
-    for block in own {
-        free(&alloc, block);
+    if case.roots != Names::Fresh {
+        home.end(case);
     }
-    alloc.trim();
-    let survivor = roots.find::<u64>("survivor").unwrap();
-    free(&alloc, roots.unpublish(survivor).unwrap().offset());
-    alloc.trim();
-    let report = alloc.verify().unwrap();
-    // The directory, and what was in flight.
-    let (left, slabs) = if case.name.starts_with("publish") { (before.0 - 5, 2) } else { (1, 1) };
-    assert_eq!(report.blocks_in_use, left, "{}", case.name);
-    assert!(report.slabs <= slabs, "{}: {} slabs", case.name, report.slabs);
-    // SAFETY: no preconditions.
-    unsafe { libc::alarm(0) };
     Figures { instructions, deaths, seconds: start.elapsed().as_secs_f64() }
 }
 
