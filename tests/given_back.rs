@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc;
 
 use hshm::{
@@ -15,11 +16,13 @@ static A: HshmAlloc = HshmAlloc::new();
 
 const MIB: usize = 1 << 20;
 
-/// Resident bytes of shared memory, as the kernel counts them.
+/// Bytes of the heap that the kernel keeps: in memory, or swapped out where others need the memory.
 fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssShmem:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    let bytes = |region: Region| {
+        let file = format!("/proc/self/fd/{}", region.fd().unwrap());
+        std::fs::metadata(file).unwrap().blocks() as usize * 512
+    };
+    A.regions().map(bytes).sum()
 }
 
 #[test]

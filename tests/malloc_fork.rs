@@ -38,7 +38,7 @@ fn a_forked_child_goes_on() {
             unsafe {
                 let child = libc::fork();
                 if child == 0 {
-                    libc::alarm(20);
+                    libc::alarm(600);
                     let done = work(&alloc, 2000);
                     libc::_exit(if done.is_ok() { 0 } else { 1 });
                 }

@@ -23,7 +23,7 @@ preloaded() {
         skipped=$((skipped + 1))
         return
     fi
-    output=$(LD_PRELOAD=$library timeout 120 "$@" 2>&1)
+    output=$(LD_PRELOAD=$library timeout 600 "$@" 2>&1)
     status=$?
     if [[ $status == 0 && $(tail -n 1 <<<"$output") == $expected ]]; then
         echo "ok      $name"
@@ -240,7 +240,7 @@ if command -v gcc >/dev/null && gcc -O1 -o "$work/pair" "$work/pair.c"; then
     LD_PRELOAD=$library "$work/pair" <"$work/go" >"$work/said" &
     maker=$!
     exec 9>"$work/go"
-    for _ in $(seq 100); do [[ -s $work/said ]] && break || sleep 0.1; done
+    for _ in $(seq 1000); do [[ -s $work/said ]] && break || sleep 0.1; done
     preloaded "a program that frees what another allocated" "3000 5000" "$work/pair" "$(head -n 1 "$work/said")"
     preloaded "python3, threads, in the same heap" "*49995000, 49995000, 49995000, 49995000*" python3 -c '
 from concurrent.futures import ThreadPoolExecutor as Pool
@@ -267,12 +267,12 @@ fi
 if command -v redis-server >/dev/null && command -v redis-benchmark >/dev/null; then
     socket=$work/redis.sock
     LD_PRELOAD=$library redis-server --port 0 --unixsocket "$socket" --dir "$work" --save '' >"$work/redis.log" 2>&1 &
-    for _ in $(seq 50); do redis-cli -s "$socket" ping >/dev/null 2>&1 && break || sleep 0.1; done
+    for _ in $(seq 1000); do redis-cli -s "$socket" ping >/dev/null 2>&1 && break || sleep 0.1; done
     redis-benchmark -s "$socket" -q -n 50000 -r 20000 -t set,get,lpush,sadd,hset >/dev/null 2>&1
     before=$(redis-cli -s "$socket" dbsize)
     redis-cli -s "$socket" bgsave >/dev/null
     redis-benchmark -s "$socket" -q -n 20000 -r 20000 -t set >/dev/null 2>&1
-    for _ in $(seq 100); do
+    for _ in $(seq 1000); do
         [[ $(redis-cli -s "$socket" info persistence) == *rdb_bgsave_in_progress:0* ]] && break || sleep 0.1
     done
     saved=$(redis-cli -s "$socket" info persistence | tr -d '\r' | sed -n 's/^rdb_last_bgsave_status://p')

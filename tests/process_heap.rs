@@ -53,7 +53,7 @@ fn other() {
             match unsafe { libc::fork() } {
                 // SAFETY: no preconditions.
                 0 => unsafe {
-                    libc::alarm(30);
+                    libc::alarm(600);
                     loop {
                         libc::pause();
                     }
@@ -132,7 +132,7 @@ fn its_heap_and_nothing_else() {
 fn processes_without_such_a_heap() {
     let _turn = turn();
     assert_eq!(HeapToken::of_process(u32::MAX), Err(Error::NotFound));
-    let mut sleep = Command::new("sleep").arg("30").spawn().unwrap();
+    let mut sleep = Command::new("sleep").arg("600").spawn().unwrap();
     assert_eq!(HeapToken::of_process(sleep.id()), Err(Error::NotShared));
     sleep.kill().unwrap();
     // A zombie has nothing open any more.

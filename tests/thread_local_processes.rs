@@ -6,11 +6,14 @@ mod support;
 
 use std::alloc::Layout;
 use std::fmt::Write;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 
 use hshm::{
     Allocator, Backend, Error, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Region,
     RegionOptions, ThreadId, ThreadLocalAllocator,
 };
+use support::forked::{fork, wait};
 use support::peer::{Peer, serve};
 use support::{role, turn};
 
@@ -394,4 +397,29 @@ fn blocks_outlive_their_process() {
     release(&pair.alloc, &mine, 500, 3);
     drop(second);
     pair.alloc.verify().unwrap();
+}
+
+/// A program that closes every descriptor it does not know, and whose own files then get their numbers:
+/// neither its children nor the end of the allocator close those.
+#[test]
+fn numbers_of_closed_descriptors_are_other_files() {
+    let _turn = turn();
+    wait(fork(|| {
+        let region = MemfdBackend::create("", &RegionOptions::new().capacity(16 * MIB)).unwrap();
+        let alloc = ThreadLocalAllocator::shm_init(region).unwrap();
+        allocate(&alloc, 3, 100, 1);
+        // SAFETY: the harness's descriptors are not used any more in this child.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+        let files: Vec<File> = (0..20).map(|_| File::open("/dev/zero").unwrap()).collect();
+        let are_open = || {
+            files.iter().all(|file| {
+                // SAFETY: it only asks.
+                unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFD) != -1 }
+            })
+        };
+        assert!(are_open());
+        wait(fork(|| assert!(are_open(), "a child closed its parent's files")));
+        drop(alloc);
+        assert!(are_open(), "the allocator closed the program's files");
+    }));
 }

@@ -63,16 +63,8 @@ fn join(
 ) -> Result<(RegionHeap, ProcessSlot)> {
     let options = RegionOptions::new().capacity(capacity).shrink_to_fit(minimum);
     let open = || RegionHeap::attach(PosixShmMmap::attach(name, &options.same_address(true))?);
-    let create = || {
-        let region = PosixShmMmap::create(name, &options)?;
-        let file = region.file();
-        let made = RegionHeap::create(region, SIZES);
-        if let (Err(_), Some((file, _))) = (&made, file) {
-            // Nobody can do anything with what is there.
-            let _ = PosixShmMmap::remove_name(name, file);
-        }
-        made
-    };
+    let create =
+        || PosixShmMmap::create_filled(name, &options, |region| RegionHeap::create(region, SIZES));
     loop {
         let meeting = Meeting { name, patience: PATIENCE };
         let mut heap = meeting.open_or_create(open, create)?;

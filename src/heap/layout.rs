@@ -709,6 +709,7 @@ impl RegionHeap {
         block.namespace.store(os::pid_namespace(), Ordering::Relaxed);
         // The byte that the parent has locked is one of the parent's file.
         block.watched.store(0, Ordering::Relaxed);
+        block.program.store(0, Ordering::Relaxed);
     }
     /// Gives the memory of free granules back to the system; true where they are zero afterwards.
     ///

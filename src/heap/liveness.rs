@@ -16,6 +16,7 @@
 //! |---|---|---|
 //! | process table | no such pid, ended, or started at another time: dead | says nothing |
 //! | byte lock of the slot | asked where the table cannot tell | free: dead |
+//! | both | lock free, and the process runs another program than it did: dead | |
 //!
 //! The lock is taken before the slot is claimed and goes with the process. A process that could not
 //! have one (no `/proc`, a file system without locks) is believed to live by everybody who cannot
@@ -165,6 +166,8 @@ impl RegionHeap {
         block.start_time.store(own.start_time, Relaxed);
         block.namespace.store(own.namespace, Relaxed);
         block.watched.store(lock.is_some() as u32, Relaxed);
+        let program = if lock.is_some() { os::program_of(own.pid) } else { 0 };
+        block.program.store(program, Relaxed);
         block.global.store(joining.global, Relaxed);
         block.open_account(joining.max_bytes, joining.max_blocks);
         let number = self.fresh_number();
@@ -252,7 +255,21 @@ impl RegionHeap {
             namespace: block.namespace.load(Relaxed),
         };
         let locked = || block.watched.load(Relaxed) == 0 || !self.lock_is_free(slot);
-        described.in_process_table().unwrap_or_else(locked)
+        match described.in_process_table() {
+            Some(true) => locked() || !self.has_executed(slot),
+            Some(false) => false,
+            None => locked(),
+        }
+    }
+
+    /// Whether the process in a slot, whose lock is gone, has become another program (`execve`): its
+    /// threads and all that they had are gone. (A program that merely closes all descriptors loses
+    /// its lock, too.)
+    fn has_executed(&self, slot: ProcessSlot) -> bool {
+        let block = self.process(slot);
+        let before = block.program.load(Relaxed);
+        let now = os::program_of(block.pid.load(Relaxed));
+        before != 0 && now != 0 && before != now
     }
 
     fn lock_is_free(&self, slot: ProcessSlot) -> bool {

@@ -75,7 +75,8 @@ pub(crate) struct ProcessBlock {
     /// Which region of its process's global heap this is, from 1 on; 0 where it is none,
     /// [`LEAVING`] where the process is about to end.
     pub(crate) global: AtomicU32,
-    _pad: AtomicU32,
+    /// See [`os::program_of`]; 0 where it could not be told.
+    pub(crate) program: AtomicU32,
     pub(crate) lock: ShmLock,
     lists: [AtomicU32; LISTS],
     empty_chunks: AtomicU32,

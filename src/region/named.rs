@@ -135,6 +135,40 @@ impl FileId {
 }
 
 impl PosixShmMmap {
+    /// Makes an object of that name with what `fill` puts into it. The name comes last, where the system
+    /// can do that: then nobody finds half of it, however slow this is, and nothing is left of it if
+    /// the process dies.
+    pub(crate) fn create_filled<T>(
+        url: &str,
+        options: &RegionOptions,
+        fill: impl Fn(Region) -> Result<T>,
+    ) -> Result<T> {
+        let name = shm_name(url)?;
+        if Self::file_of(url).is_ok() {
+            return Err(Error::AlreadyExists);
+        }
+        make::length(options, true)?;
+        if let Ok(fd) = os::shm_nameless() {
+            let region = make::create_shared(fd, Self::KIND, options)?;
+            let filled = fill(region.clone())?;
+            let fd = region.own_fd().ok_or(Error::NotFound)?;
+            match os::with_fd(fd, |fd| os::shm_link(fd, name.as_c_str())) {
+                Ok(()) => return Ok(filled),
+                Err(Error::AlreadyExists) => return Err(Error::AlreadyExists),
+                // Without `/proc`, for example.
+                Err(_) => {}
+            }
+        }
+        let region = Self::create(url, options)?;
+        let file = region.file();
+        let filled = fill(region);
+        if let (Err(_), Some((file, _))) = (&filled, file) {
+            // Nobody can do anything with what is there.
+            let _ = Self::remove_name(url, file);
+        }
+        filled
+    }
+
     /// Which object has the name now.
     pub(crate) fn file_of(url: &str) -> Result<FileId> {
         let info = os::stat(&os::shm_open(shm_name(url)?.as_c_str(), Open::Read)?)?;

@@ -23,8 +23,9 @@
 //! | nothing is left in `/dev/shm` or `/tmp` by a kill | `crash::detect::no_debris` |
 //! | a fork never damages the parent; a child that inherits a handle is told | `fork`, `thread_local_processes` |
 //! | names appear and go in one step; a root found before its name went is known to be stale | `roots`, `crash::steps` |
+//! | nobody finds half of a heap that is being made, however slow its maker is | `roots::nobody_finds_half_a_heap` |
 //! | a half-made heap is waited for, for a bounded time | `roots::a_half_made_heap_is_waited_for_and_given_up` |
-//! | attaching takes the same time whatever the heap's size: under 1 ms | `roots::attaching_is_quick` |
+//! | attaching touches as little of a heap of any size (and takes less than 1 ms) | `roots::attaching_is_quick` |
 //!
 //! There is no helper process, no thread, and no signal handler.
 //!

@@ -1,10 +1,12 @@
 //! A heap with a name: made, opened, or whichever it takes.
 //!
-//! Making one has steps that others can see: the name, the length, the header, the tables. Every
-//! step but the last leaves a region that says "not ready", so whoever opens it too early waits, for
-//! a bounded time, and then decides: a segment that is still not ready belongs to somebody who died
-//! while making it. [`SharedHeap::open`] reports it; [`SharedHeap::open_or_create`] removes it and
-//! begins anew.
+//! The name comes last, in one step: whoever finds it finds all of the heap, and whoever dies before has
+//! left nothing. Where the system has no files without names (`O_TMPFILE`, `/proc`), and where a program
+//! makes the region first and the heap later, there are steps that others can see: the name, the
+//! length, the header, the tables. Every step but the last leaves a region that says "not ready", so
+//! whoever opens it too early waits, for a bounded time, and then decides: a segment that is still not
+//! ready belongs to somebody who died while making it. [`SharedHeap::open`] reports it;
+//! [`SharedHeap::open_or_create`] removes it and begins anew.
 //!
 //! The time counts for one file: when another one turns up under the name, its maker gets all of it.
 //! And only the file that was waited for is removed: of many who run out of patience at the same
@@ -57,8 +59,7 @@ impl Meeting<'_> {
         self.open_in_time(&mut open).map_err(|(error, _)| error)
     }
 
-    /// Opens what is there, or makes it. `create` removes the name again where it fails after it
-    /// has made it.
+    /// Opens what is there, or makes it, by [`PosixShmMmap::create_filled`].
     pub(crate) fn open_or_create<T>(
         &self,
         mut open: impl FnMut() -> Result<T>,
@@ -131,10 +132,13 @@ impl<'n> SharedHeap<'n> {
             thread_blocks: DEFAULT_THREAD_BLOCKS,
         }
     }
-    /// How long to wait for a heap that somebody is making. Default: one second.
+    /// How long to wait for a heap of that name that is not ready. Default: one second.
     ///
-    /// It must be longer than making one takes: [`open_or_create`](Self::open_or_create) gives a
-    /// process up that takes longer, and that one is then alone in a heap without a name.
+    /// What [`create`](Self::create) and [`open_or_create`](Self::open_or_create) make is ready when it
+    /// gets its name, on systems that have `O_TMPFILE` and `/proc`. Elsewhere, and where a program makes
+    /// the region first and the heap in it later, the time must be longer than that takes:
+    /// `open_or_create` gives a process up that takes longer, and that one is then alone in a heap
+    /// without a name.
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.meeting.patience = patience;
         self
@@ -148,14 +152,7 @@ impl<'n> SharedHeap<'n> {
 
     /// Makes the heap; a name that is taken is [`Error::AlreadyExists`].
     pub fn create(&self, options: &RegionOptions) -> Result<ThreadLocalAllocator> {
-        let region = PosixShmMmap::create(self.meeting.name, options)?;
-        let file = region.file();
-        let made = ThreadLocalAllocator::shm_init(region);
-        if let (Err(_), Some((file, _))) = (&made, file) {
-            // Nobody can do anything with what is there.
-            let _ = PosixShmMmap::remove_name(self.meeting.name, file);
-        }
-        made
+        PosixShmMmap::create_filled(self.meeting.name, options, ThreadLocalAllocator::shm_init)
     }
 
     fn attach(&self, options: &RegionOptions) -> Result<ThreadLocalAllocator> {

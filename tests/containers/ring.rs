@@ -115,7 +115,7 @@ fn waiting_ends_with_a_message_with_room_or_with_time() {
     handle.push(1u32).unwrap();
     assert_eq!(handle.push_wait(2, Duration::from_millis(20)), Err(2));
     assert!(start.elapsed() >= Duration::from_millis(40));
-    let long = Duration::from_secs(60);
+    let long = Duration::from_secs(1000);
     assert_eq!(handle.pop_wait(long), Some(1));
     std::thread::scope(|threads| {
         let mut other = ring.join().unwrap();
@@ -131,7 +131,7 @@ fn waiting_ends_with_a_message_with_room_or_with_time() {
             assert_eq!(handle.pop_wait(long), Some(n));
         }
     });
-    assert!(start.elapsed() < Duration::from_secs(30));
+    assert!(start.elapsed() < long, "somebody waited to the end");
 }
 
 #[test]

@@ -22,7 +22,7 @@ const WORKERS: usize = 8;
 const OWNED: usize = 32;
 const MAILBOXES: usize = 64;
 /// Nobody is that slow; a worker that does not get here hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[repr(C)]
 struct Worker {

@@ -32,7 +32,7 @@ fn held_in_a_heap() {
             let start = Instant::now();
             let found = ThreadLocalAllocator::shm_attach(region.clone(), 0, 2);
             assert_eq!(found.err(), Some(Error::Busy));
-            assert!(start.elapsed().as_secs_f64() < 10.0);
+            assert!(start.elapsed().as_secs_f64() < 100.0);
             set(&region, lock, 0);
         }
         // Numbers that nobody has, and those that the next ones would get.

@@ -53,7 +53,7 @@ fn work(seconds: f64, seed: u64) {
     let alloc = ThreadLocalAllocator::shm_init_with(region.clone(), 4).unwrap();
     let tables = alloc.verify().unwrap().tables;
     // SAFETY: any number of seconds is fine. A hang becomes a signal.
-    unsafe { libc::alarm(60 + seconds as u32) };
+    unsafe { libc::alarm(600 + seconds as u32) };
     // SAFETY: the child does nothing but write to memory, and is killed below.
     let scribbler = match unsafe { libc::fork() } {
         -1 => panic!("{}", std::io::Error::last_os_error()),

@@ -9,7 +9,7 @@ use super::choices::Choices;
 use super::support::{Dir, role, turn};
 
 /// A round that takes longer hangs. The longest wait that there is on purpose is one for a lock.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How many rounds the long forms have, all together: `part` per cent of them.
 pub fn long(part: u64) -> u64 {

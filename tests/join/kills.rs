@@ -25,7 +25,7 @@ const WORKERS: usize = 4;
 const OWNED: usize = 32;
 const MAILBOXES: usize = 32;
 /// Nobody is that slow; a worker that does not get here hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[repr(C)]
 struct Worker {

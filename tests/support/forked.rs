@@ -8,8 +8,9 @@ pub fn fork(child: impl FnOnce()) -> libc::pid_t {
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
-            // SAFETY: no preconditions. A child that hangs ends by a signal, and the test fails.
-            unsafe { libc::alarm(60) };
+            // SAFETY: no preconditions. A child that hangs ends by a signal, and the test fails; one
+            // that is slow must not.
+            unsafe { libc::alarm(600) };
             let result = catch_unwind(AssertUnwindSafe(child));
             // SAFETY: no preconditions; the test harness does not go on here.
             unsafe { libc::_exit(if result.is_ok() { 0 } else { 1 }) }

@@ -92,6 +92,30 @@ pub(crate) fn shm_open(name: &CStr, how: Open) -> Result<Fd> {
     }
 }
 
+/// Where the C library has POSIX shared-memory objects.
+const SHM: &CStr = c"/dev/shm";
+
+/// A POSIX shared-memory object without a name, for the owner alone; [`shm_link`] gives it one. An error
+/// where the system has no such thing.
+pub(crate) fn shm_nameless() -> Result<Fd> {
+    let _errno = KeepErrno::new();
+    let flags = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC;
+    // SAFETY: a C string.
+    owned(unsafe { libc::open(SHM.as_ptr(), flags, 0o600) })
+}
+
+/// Gives an object that [`shm_nameless`] made a name, which starts with a slash and has no other. One that
+/// is taken is [`Error::AlreadyExists`].
+pub(crate) fn shm_link(fd: &Fd, name: &CStr) -> Result<()> {
+    let _errno = KeepErrno::new();
+    let mut from = super::Name::<40>::of(&[b"/proc/self/fd/"])?;
+    from.push_number(fd.raw() as u64)?;
+    let to = super::PathName::of(&[SHM.to_bytes(), name.to_bytes()])?;
+    let (here, how) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
+    // SAFETY: C strings.
+    done(unsafe { libc::linkat(here, from.as_c_str().as_ptr(), here, to.as_c_str().as_ptr(), how) })
+}
+
 /// Opens what `/proc/<pid>/fd/<n>` leads to.
 pub(crate) fn open_fd_of(pid: u32, fd: i32, writable: bool) -> Result<Fd> {
     let _errno = KeepErrno::new();

@@ -91,6 +91,33 @@ pub(crate) fn presence(pid: u32) -> Presence {
     }
 }
 
+/// A number for the program that a process runs now: another one after it has executed a program, even
+/// itself. 0 where it cannot be told (no `/proc`, no right to know). The same for two programs where
+/// nothing is random (`setarch -R`) or by accident.
+pub(crate) fn program_of(pid: u32) -> u32 {
+    let Ok(mut path) = Name::<40>::of(&[b"/proc/"]) else { return 0 };
+    if path.push_number(u64::from(pid)).and_then(|()| path.push(b"/stat")).is_err() {
+        return 0;
+    }
+    let mut buffer = [0; 1024];
+    read_small_file(path.as_c_str(), &mut buffer).ok().and_then(read_program).unwrap_or(0)
+}
+
+/// Fields 26 to 28 of a line of `/proc/<pid>/stat`: where the code is, and where the stack begins, which
+/// nobody changes (what is behind them is changed to show other names and arguments).
+fn read_program(line: &[u8]) -> Option<u32> {
+    let end = line.iter().rposition(|&byte| byte == b')')?;
+    let mut fields = line.get(end + 1..)?.split(|&byte| byte == b' ').filter(|f| !f.is_empty());
+    let mut next = |skip| fields.nth(skip).and_then(number);
+    let (code, end, stack) = (next(26 - 3)?, next(0)?, next(0)?);
+    if stack == 0 {
+        return None;
+    }
+    let mix =
+        |one: u64, other: u64| (one ^ other).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+    Some((mix(mix(mix(1, code), end), stack) >> 32) as u32 | 1)
+}
+
 /// Reads a line of `/proc/<pid>/stat`. A process whose first thread has ended is a zombie in name
 /// only, as long as it has others.
 fn read_presence(line: &[u8]) -> Presence {
@@ -115,6 +142,9 @@ fn read_presence(line: &[u8]) -> Presence {
 #[derive(Debug)]
 pub(crate) struct ByteLock {
     fd: Option<Fd>,
+    /// Inode and device: the program may close the descriptor behind our back, and its number then
+    /// becomes another file's.
+    file: (u64, u64),
     index: u64,
     generation: Option<u32>,
 }
@@ -175,8 +205,10 @@ impl ByteLock {
     pub(crate) fn take(fd: i32, index: u64) -> Result<ByteLock> {
         let own = open_locked(fd, libc::F_WRLCK, index)?;
         let generation = super::fork_generation();
-        at_fork_close(own.raw());
-        Ok(ByteLock { fd: Some(own), index, generation })
+        let info = super::stat(&own)?;
+        let file = (info.inode, info.device);
+        at_fork_close(own.raw(), file);
+        Ok(ByteLock { fd: Some(own), file, index, generation })
     }
 
     /// Whether another file description has byte `index` locked, or a share in it; an error where it cannot be told.
@@ -194,16 +226,21 @@ impl ByteLock {
 impl Drop for ByteLock {
     fn drop(&mut self) {
         let Some(fd) = self.fd.take() else { return };
-        if super::fork_generation() == self.generation {
+        let mine = super::fork_generation() == self.generation;
+        let is_it = super::stat(&fd).is_ok_and(|info| (info.inode, info.device) == self.file);
+        if mine && is_it {
             let _errno = KeepErrno::new();
             // Closing is not enough: a process that is just being started has a copy of the
             // descriptor until it becomes its program.
             let unlock = byte(libc::F_UNLCK, self.index);
             // SAFETY: the descriptor is open, the description of the lock is valid.
             unsafe { libc::fcntl(fd.raw(), libc::F_OFD_SETLK, &unlock) };
-            super::at_fork_keep(fd.raw());
+            super::at_fork_keep(fd.raw(), self.file);
         } else {
-            // The child's hook has closed it; the number may be another file's by now.
+            // The program has closed it, or the child's hook; the number may be another file's by now.
+            if mine {
+                super::at_fork_keep(fd.raw(), self.file);
+            }
             fd.into_raw();
         }
     }
@@ -230,6 +267,22 @@ mod tests {
         let own = super::super::process_start_time(process_id()).unwrap();
         assert_eq!(presence(process_id()), Presence::Running { start_time: own });
         assert_ne!(pid_namespace(), 0);
+    }
+
+    #[test]
+    fn what_a_process_runs() {
+        let line = |code: u64, stack: u64| {
+            format!("7 (a) b) ) S{} {code} 99 {stack} 29 30", " 1".repeat(22))
+        };
+        let read = |code, stack| read_program(line(code, stack).as_bytes());
+        assert!(read(4096, 5000).is_some_and(|program| program != 0));
+        assert_eq!(read(4096, 5000), read(4096, 5000));
+        assert_ne!(read(4096, 5000), read(4096, 5016));
+        assert_ne!(read(4096, 5000), read(8192, 5000));
+        assert_eq!((read(1, 0), read_program(b"7 (a) S 1")), (None, None));
+        assert_ne!(program_of(process_id()), 0);
+        assert_eq!(program_of(process_id()), program_of(process_id()));
+        assert_eq!(program_of(u32::MAX), 0);
     }
 
     #[test]

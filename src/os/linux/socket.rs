@@ -96,7 +96,7 @@ mod tests {
     fn one_descriptor_and_no_more_is_taken() {
         let (here, there) = UnixStream::pair().unwrap();
         let (mine, sent) = UnixStream::pair().unwrap();
-        mine.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        mine.set_read_timeout(Some(std::time::Duration::from_secs(300))).unwrap();
         let file = super::super::memfd_create(c"hshm-test").unwrap();
         with_message(|message| {
             // SAFETY: as in `send_descriptor`; `Control` has room for two.

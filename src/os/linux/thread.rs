@@ -5,7 +5,7 @@ use core::ffi::{c_int, c_void};
 
 use super::error_for;
 use crate::base::Result;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A thread-specific value whose destructor runs when a thread that set it ends.
 #[derive(Clone, Copy, Debug)]
@@ -116,34 +116,61 @@ fn begin_counting_forks() -> Option<u32> {
     Some(GENERATION.load(Ordering::Relaxed)).filter(|&generation| generation != NEVER)
 }
 
-/// Descriptors that no forked child may keep: number + 1, zero for a free place.
-static PARENTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
-
-/// From now on a forked child closes this descriptor first of all. Only as far as forks are noticed
-/// (see [`fork_generation`]) and there is room; otherwise the child keeps it.
-pub(crate) fn at_fork_close(fd: i32) {
-    let entry = fd as u32 + 1;
-    let _ = PARENTS.iter().find(|place| {
-        place.compare_exchange(0, entry, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    });
+/// A descriptor that no forked child may keep, and which file it is: where the program has closed it
+/// behind our back, the number may be another file's.
+struct Parents {
+    /// Number + 1; zero for a free place, [`BEING_FILLED`].
+    entry: AtomicU32,
+    inode: AtomicU64,
+    device: AtomicU64,
 }
 
-/// Undoes [`at_fork_close`]: the descriptor is about to be closed.
-pub(crate) fn at_fork_keep(fd: i32) {
+const BEING_FILLED: u32 = u32::MAX;
+
+static PARENTS: [Parents; 256] = [const {
+    Parents { entry: AtomicU32::new(0), inode: AtomicU64::new(0), device: AtomicU64::new(0) }
+}; 256];
+
+impl Parents {
+    fn is(&self, (inode, device): (u64, u64)) -> bool {
+        self.inode.load(Ordering::Relaxed) == inode && self.device.load(Ordering::Relaxed) == device
+    }
+    fn change(&self, from: u32, to: u32) -> bool {
+        self.entry.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// From now on a forked child closes this descriptor of `file` (inode, device) first of all. Only as far
+/// as forks are noticed (see [`fork_generation`]) and there is room; otherwise the child keeps it.
+pub(crate) fn at_fork_close(fd: i32, file: (u64, u64)) {
+    if let Some(place) = PARENTS.iter().find(|place| place.change(0, BEING_FILLED)) {
+        place.inode.store(file.0, Ordering::Relaxed);
+        place.device.store(file.1, Ordering::Relaxed);
+        place.entry.store(fd as u32 + 1, Ordering::Release);
+    }
+}
+
+/// Undoes [`at_fork_close`]: the descriptor is about to be closed, or is not ours any more.
+pub(crate) fn at_fork_keep(fd: i32, file: (u64, u64)) {
     let entry = fd as u32 + 1;
     let _ = PARENTS.iter().find(|place| {
-        place.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        place.entry.load(Ordering::Acquire) == entry && place.is(file) && place.change(entry, 0)
     });
 }
 
 /// In a forked child.
 fn close_what_is_the_parents() {
     for place in &PARENTS {
-        let entry = place.swap(0, Ordering::Relaxed);
-        if entry != 0 {
-            // SAFETY: the number was put there by its owner, which takes it out before it closes
-            // it: here it is the child's copy of that descriptor.
-            drop(unsafe { super::Fd::from_raw(entry as i32 - 1) });
+        let entry = place.entry.swap(0, Ordering::Relaxed);
+        if entry == 0 || entry == BEING_FILLED {
+            continue;
+        }
+        let fd = entry as i32 - 1;
+        let info = super::with_fd(fd, super::stat);
+        if info.is_ok_and(|info| place.is((info.inode, info.device))) {
+            // SAFETY: the number was put there by its owner, which takes it out before it closes it, and
+            // the file is the one that it was: here it is the child's copy of that descriptor.
+            drop(unsafe { super::Fd::from_raw(fd) });
         }
     }
 }
