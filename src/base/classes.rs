@@ -53,7 +53,26 @@ impl ClassId {
     /// offset within a slab.
     #[inline]
     pub(crate) const fn block_of(self, at: u32) -> u32 {
-        ((at as u64 * INFO[self.0 as usize].reciprocal as u64) >> 34) as u32
+        self.division().block_of(at)
+    }
+    /// What [`block_of`](Self::block_of) needs to know, for a loop.
+    #[inline]
+    pub(crate) const fn division(self) -> Division {
+        Division { reciprocal: INFO[self.0 as usize].reciprocal as u64 }
+    }
+}
+
+/// Division by the size of a class.
+#[derive(Clone, Copy)]
+pub(crate) struct Division {
+    reciprocal: u64,
+}
+
+impl Division {
+    /// See [`ClassId::block_of`].
+    #[inline(always)]
+    pub(crate) const fn block_of(self, at: u32) -> u32 {
+        ((at as u64 * self.reciprocal) >> 34) as u32
     }
 }
 

@@ -405,40 +405,29 @@ impl<'a> Slab<'a> {
 
     /// Owner: marks blocks free, as long as they are blocks of this slab, which starts at `base`.
     /// Returns how many were, and how many of those were refused: free already or never handed out.
-    #[inline]
+    // A function of its own, so that all of the loop is in registers.
+    #[inline(never)]
     pub(crate) fn free_blocks(&self, base: *mut u8, blocks: &[*mut u8]) -> (usize, u32) {
-        let (bytes, fresh) = (self.bytes() as usize, self.fresh());
-        let (mut seen, mut wild, mut twice) = (0, 0, 0);
-        // The word at hand stays in a register: neighbours are often freed one after another, and
-        // each would wait for the store of the one before.
-        let mut at_word = usize::MAX;
-        let mut word = 0;
+        let (bytes, fresh, bits) = (self.bytes() as usize, self.fresh(), self.bits());
+        let division = self.class.division();
+        let (mut seen, mut refused) = (0, 0u32);
         for block in blocks {
             let at = block.addr().wrapping_sub(base.addr());
             if at >= bytes {
                 break;
             }
             seen += 1;
-            let index = self.class.block_of(at as u32);
+            let index = division.block_of(at as u32);
             debug_assert_eq!(index as usize * self.class.size(), at, "no block's start");
-            if index >= fresh {
-                wild += 1;
-                continue;
-            }
-            if index as usize / 64 != at_word {
-                if let Some(place) = self.bits().get(at_word) {
-                    place.store(word, Relaxed);
+            match bits.get(index as usize / 64) {
+                Some(place) if index < fresh => {
+                    let (word, bit) = (place.load(Relaxed), 1 << (index % 64));
+                    refused += (word & bit != 0) as u32;
+                    place.store(word | bit, Relaxed);
                 }
-                at_word = index as usize / 64;
-                word = self.bits()[at_word].load(Relaxed);
+                _ => refused += 1,
             }
-            twice += (word >> (index % 64) & 1) as u32;
-            word |= 1 << (index % 64);
         }
-        if let Some(place) = self.bits().get(at_word) {
-            place.store(word, Relaxed);
-        }
-        let refused = wild + twice;
         self.desc.free.store(self.free_count().wrapping_add(seen as u32 - refused), Relaxed);
         (seen, refused)
     }
