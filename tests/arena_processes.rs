@@ -5,8 +5,12 @@ mod support;
 
 use std::mem::offset_of;
 
+use std::alloc::Layout;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use hshm::arena::{
-    Arena, ArenaBuilder, ArenaReader, ArenaVec, Growth, RegionArena, Zeroing, scratch,
+    Arena, ArenaBuilder, ArenaReader, ArenaVec, BestFit, Growth, Pool, RegionArena, SyncArena,
+    Tiers, Zeroing, scratch,
 };
 use hshm::{
     Allocator, AllocatorId, Backend, BuddyAllocator, Error, ErrorCode, FileBackend, GIB, Heap, MIB,
@@ -398,6 +402,159 @@ fn a_forked_child_takes_nothing_of_its_parent_back() {
         drop_in_a_child(&arena);
         assert!(numbers.iter().copied().eq(0..5000));
     }
+}
+
+/// Spoils itself in the end.
+struct Spoilt(u64);
+
+impl Drop for Spoilt {
+    fn drop(&mut self) {
+        self.0 = u64::MAX;
+    }
+}
+
+/// What a forked child gives back of pools and heaps over an arena changes no byte of its parent's.
+fn refuses_a_child<'a>(arena: &'a Arena<'a>, shared: &Region) {
+    let (small, large) = (Layout::new::<[u64; 9]>(), Layout::new::<[u64; 9000]>());
+    let (pool, heap, tiers) = (Pool::new(arena).unwrap(), BestFit::new(arena), Tiers::new(arena));
+    let mut kept = pool.put(Spoilt(7));
+    // So that there is something free.
+    drop(pool.put(Spoilt(8)));
+    let blocks = [small, large].map(|layout| {
+        let free = [heap.allocate(layout).unwrap(), tiers.allocate(layout).unwrap()];
+        let kept = [heap.allocate(layout).unwrap(), tiers.allocate(layout).unwrap()];
+        // SAFETY: allocated just now with that layout; each is freed once.
+        unsafe {
+            heap.free(free[0]).unwrap();
+            tiers.free(free[1], layout).unwrap();
+            kept.iter().for_each(|place| place.write_bytes(3, layout.size()));
+        }
+        (layout, kept)
+    });
+    // SAFETY: mapped, and written by nobody meanwhile, if all is well.
+    let bytes = || unsafe { std::slice::from_raw_parts(shared.base(), shared.len()) };
+    let before = bytes().to_vec();
+    wait(fork(|| {
+        // SAFETY: the child's copies of what it has no other use for; it ends.
+        let (copy, other) = unsafe { (std::ptr::read(&kept), std::ptr::read(&kept)) };
+        drop(copy);
+        assert_eq!(std::mem::ManuallyDrop::new(other.into_inner()).0, 7);
+        assert!(matches!(pool.try_put(Spoilt(9)), Err(Error::Forked)));
+        for (layout, [place, tier]) in blocks {
+            let refused = Err(Error::Forked);
+            assert_eq!((heap.allocate(layout), tiers.allocate(layout)), (refused, refused));
+            // SAFETY: blocks of these heaps, with these layouts.
+            unsafe {
+                assert_eq!(heap.free(place), Err(Error::Forked));
+                assert_eq!(tiers.free(tier, layout), Err(Error::Forked));
+                assert_eq!(heap.reallocate(place, layout, 8), refused);
+                assert_eq!(heap.reallocate(place, layout, 1 << 18), refused);
+            }
+        }
+        assert_eq!(heap.verify(), Err(Error::Forked));
+    }));
+    assert!(bytes() == before, "a child changed what is its parent's: {arena:?}");
+    kept.0 += 1;
+    assert_eq!((kept.0, pool.len()), (8, 1));
+    for (layout, places) in blocks {
+        for place in places {
+            // SAFETY: allocated above, as long as that.
+            let bytes = unsafe { std::slice::from_raw_parts(place.as_ptr(), layout.size()) };
+            assert!(bytes.iter().all(|&byte| byte == 3));
+        }
+        // SAFETY: allocated above with this layout; freed once.
+        unsafe {
+            heap.free(places[0]).unwrap();
+            tiers.free(places[1], layout).unwrap();
+        }
+    }
+    assert_eq!(heap.verify().unwrap().used_blocks, 0);
+}
+
+#[test]
+fn pools_and_heaps_refuse_a_forked_child() {
+    let _turn = turn();
+    let shared = region(8 * MIB);
+    let heap = buddy(&shared);
+    refuses_a_child(&SETTINGS.build_in(&heap).unwrap(), &shared);
+    let shared = region(8 * MIB);
+    let arena = RegionArena::create(shared.clone(), &SETTINGS).unwrap();
+    refuses_a_child(&arena, &shared);
+    // Where nobody else has the memory, a child's copy is its own.
+    let arena = Arena::new();
+    let pool = Pool::new(&arena).unwrap();
+    let kept = pool.put(Spoilt(7));
+    wait(fork(|| {
+        assert_eq!(pool.put(Spoilt(8)).0 + kept.0, 15);
+        // SAFETY: the child has no other use for its copy, and ends.
+        drop(unsafe { std::ptr::read(&kept) });
+        assert!(pool.is_empty());
+    }));
+    let private = hshm::MallocAllocator::new();
+    let arena = SETTINGS.build_in(&private).unwrap();
+    let heap = BestFit::new(&arena);
+    wait(fork(|| assert!(heap.allocate(Layout::new::<u64>()).is_ok())));
+    assert_eq!(heap.stats().used_blocks, 0);
+}
+
+#[test]
+fn a_shared_arena_over_shared_memory_refuses_a_forked_child() {
+    let _turn = turn();
+    let shared = region(MIB);
+    let heap: &'static BuddyAllocator = Box::leak(Box::new(buddy(&shared)));
+    let arena = SyncArena::from(SETTINGS.build_in(heap).unwrap());
+    let (number, end) = (arena.push_value(5u64), arena.pos());
+    wait(fork(|| assert_eq!(arena.try_push_value(6u64).err(), Some(Error::Forked))));
+    assert_eq!((*number, arena.pos()), (5, end));
+}
+
+/// Threads are in the middle of pushes, of growth and of making arenas whenever the process forks. In
+/// the child all arenas are free and whole.
+#[test]
+fn a_fork_finds_arenas_whole() {
+    let _turn = turn();
+    let small = Arena::builder().capacity(1024);
+    let arenas: Vec<_> = (0..3).map(|_| SyncArena::build(&small).unwrap()).collect();
+    let done = AtomicBool::new(false);
+    // Also where a test fails.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    std::thread::scope(|threads| {
+        let _done = Done(&done);
+        for thread in 0..3 {
+            let (arenas, done) = (&arenas, &done);
+            threads.spawn(move || {
+                // At most so many: a machine may be slow, and memory has an end.
+                for count in 0..300_000usize {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    arenas[(thread + count) % arenas.len()].push_value(count as u64);
+                    if count.is_multiple_of(64) {
+                        let other = SyncArena::build(&small).unwrap();
+                        other.push_slice(&[count; 200]);
+                    }
+                }
+            });
+        }
+        for round in 0..60u64 {
+            let first: Vec<_> = arenas.iter().map(|arena| arena.push_slice(&[round; 9])).collect();
+            wait(fork(|| {
+                for (arena, first) in arenas.iter().zip(first) {
+                    let before = arena.pos();
+                    let pushed: Vec<_> = (0..500u64).map(|n| arena.push_value(n)).collect();
+                    assert!(arena.pos() >= before + 4000);
+                    assert!(pushed.iter().zip(0..).all(|(value, n)| **value == n));
+                    assert_eq!(first, [round; 9]);
+                }
+                SyncArena::new().push_value(1);
+            }));
+        }
+    });
 }
 
 /// In a process whose scratch arenas have few addresses each: the scope behind a full one begins in the

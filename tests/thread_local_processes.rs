@@ -423,3 +423,43 @@ fn numbers_of_closed_descriptors_are_other_files() {
         assert!(are_open(), "the allocator closed the program's files");
     }));
 }
+
+/// What is allocated to be kept stays when its process leaves, whatever kind of block it is; what is not
+/// kept goes.
+#[test]
+fn kept_from_the_first_moment() {
+    let _turn = turn();
+    let region = MemfdBackend::create("kept", &RegionOptions::new().capacity(64 * MIB)).unwrap();
+    let first = ThreadLocalAllocator::shm_init(region.clone()).unwrap();
+    let second = ThreadLocalAllocator::shm_attach(region, 0, 4).unwrap();
+    let sizes = [32, 100, 5000, 30_000, 100_000, 3 * MIB];
+    let both = |size: usize| {
+        let kept = second.allocate_kept_offset(CTX, layout(size)).unwrap().offset();
+        fill(&second, kept, size, 9);
+        (kept, second.allocate_offset(CTX, layout(size)).unwrap().offset(), size)
+    };
+    // Blocks that were never used, and blocks that were, before and behind others.
+    let mut blocks: Vec<_> = sizes.into_iter().map(both).collect();
+    for round in 0..300 {
+        let (kept, plain, _) = blocks.swap_remove(round % 3);
+        free(&second, kept).unwrap();
+        if round % 2 == 0 {
+            free(&second, plain).unwrap();
+        }
+        blocks.push(both(sizes[round % 5]));
+        blocks.extend((round < 50).then(|| both(100)));
+    }
+    let before = second.currently_allocated_size();
+    let small = second.allocate_kept_offset(CTX, layout(24));
+    assert_eq!((small, second.currently_allocated_size()), (Err(Error::Unsupported), before));
+    // SAFETY: nobody uses what is not kept.
+    unsafe { second.shm_detach() }.unwrap();
+    assert_eq!(first.verify().unwrap().blocks_in_use, blocks.len());
+    for (kept, plain, size) in blocks {
+        assert!(first.usable_size(OffsetPtr::new(plain)).is_err(), "{size}");
+        check(&first, kept, size, 9);
+        free(&first, kept).unwrap();
+    }
+    assert_eq!(first.currently_allocated_size(), 0);
+    first.verify().unwrap();
+}

@@ -30,6 +30,18 @@ fn offset<A: Region>(alloc: &A, place: NonNull<u8>) -> OffsetPtr<u8> {
     OffsetPtr::new(place.addr().get().wrapping_sub(alloc.base().addr()) as u64)
 }
 
+/// Zeroes what a block gained when it was grown.
+///
+/// # Safety
+/// `grown` is a block of at least `new` bytes, at most `old` of which are in use; `old` is not longer
+/// than `new`.
+pub(crate) unsafe fn zero_gained(grown: NonNull<[u8]>, old: Layout, new: Layout) -> NonNull<[u8]> {
+    let gained = new.size() - old.size();
+    // SAFETY: the caller's contract.
+    unsafe { grown.cast::<u8>().add(old.size()).write_bytes(0, gained) };
+    grown
+}
+
 macro_rules! regions_allocate {
     ($version:ident: $($handle:ty),*) => {
         mod $version {
@@ -74,12 +86,8 @@ macro_rules! regions_allocate {
                     old: Layout,
                     new: Layout,
                 ) -> Result<NonNull<[u8]>, AllocError> {
-                    // SAFETY: the caller's contract is the same; what was gained belongs to the block.
-                    unsafe {
-                        let grown = self.grow(place, old, new)?;
-                        grown.cast::<u8>().add(old.size()).write_bytes(0, new.size() - old.size());
-                        Ok(grown)
-                    }
+                    // SAFETY: the caller's contract is the same.
+                    unsafe { self.grow(place, old, new).map(|grown| zero_gained(grown, old, new)) }
                 }
                 unsafe fn shrink(
                     &self,

@@ -139,7 +139,7 @@ fn with_part<R>(block: usize, work: impl FnOnce(&mut Chains) -> R) -> R {
 }
 
 /// Registers hooks, once, that hold all locks across a fork.
-fn hold_still_across_forks() {
+pub(crate) fn hold_still_across_forks() {
     static REGISTERED: AtomicU32 = AtomicU32::new(0);
     extern "C" fn take() {
         TABLE.iter().for_each(|part| part.lock.lock_raw());

@@ -15,6 +15,9 @@ mod stack;
 mod thread_local;
 mod traits;
 
+#[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04"))]
+pub(crate) use adapter::zero_gained;
+
 pub use crate::heap::Fragmentation;
 pub use crate::heap::Heap;
 pub use crate::heap::buddy::Accounting;
@@ -23,6 +26,7 @@ pub use ctx::CtxAllocator;
 pub use exclusive::Exclusive;
 pub use leaks::{LeakCheck, LeakClass, LeakReport, LeakSource};
 pub use malloc::MallocAllocator;
+pub(crate) use malloc::hold_still_across_forks;
 pub use scalable::ScalablePageAllocator;
 pub use stack::StackAllocator;
 pub use thread_local::{DEFAULT_PROCESSES, DEFAULT_THREAD_BLOCKS, Owner, ThreadLocalAllocator};

@@ -23,7 +23,8 @@ const MOST: usize = 16;
 /// blocks of one size class to 32 KiB, runs of 64 KiB pages above, whole 4 MiB chunks above 2 MiB.
 ///
 /// Blocks of more than 32 KiB grow in place where the pages behind them are free, and give pages back
-/// in place when they shrink; smaller ones stay where they are within their size class, which wastes at
+/// in place when they shrink. Smaller ones stay where they are within their size class (a page is cut into
+/// blocks of one size, so that a free neighbour is no room to grow into), which wastes at
 /// most an eighth above 128 bytes. [`fragmentation`](Self::fragmentation) says how scattered the free
 /// memory is.
 ///
@@ -168,6 +169,9 @@ unsafe impl Allocator for ScalablePageAllocator {
     unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
         // SAFETY: the caller's contract is the same.
         unsafe { self.inner.keep_offset(block) }
+    }
+    fn allocate_kept_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
+        self.inner.allocate_kept_offset(ctx, layout)
     }
     fn currently_allocated_size(&self) -> usize {
         self.inner.currently_allocated_size()

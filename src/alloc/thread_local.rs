@@ -658,6 +658,16 @@ unsafe impl Allocator for ThreadLocalAllocator {
         // SAFETY: the caller's contract is the same.
         unsafe { self.transfer(block, Owner::Nobody) }
     }
+    fn allocate_kept_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
+        let block = self.allocate_offset(ctx, layout)?;
+        // What was just handed out need not be found, nor found live.
+        if let Err(error) = self.heap.keep_new(block.offset() as usize) {
+            // SAFETY: from just now, and nobody knows it.
+            let _ = unsafe { self.free_offset_no_null_check(ctx, block) };
+            return Err(error);
+        }
+        Ok(block)
+    }
     fn currently_allocated_size(&self) -> usize {
         self.heap.bytes_allocated()
     }

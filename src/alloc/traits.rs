@@ -127,6 +127,24 @@ pub unsafe trait Allocator: Send + Sync {
         Ok(())
     }
 
+    /// Allocates a block for `layout` that outlives this process, as after
+    /// [`keep_offset`](Allocator::keep_offset); its contents are undefined. A process that dies meanwhile
+    /// takes the block with it, or leaves it kept.
+    ///
+    /// # Errors
+    /// As for both calls; then nothing is allocated.
+    fn allocate_kept_offset(&self, ctx: MemContext, layout: Layout) -> Result<OffsetPtr<u8>> {
+        let block = self.allocate_offset(ctx, layout)?;
+        // SAFETY: this process's own, from just now, which nobody else knows.
+        unsafe {
+            if let Err(error) = self.keep_offset(block) {
+                let _ = self.free_offset_no_null_check(ctx, block);
+                return Err(error);
+            }
+        }
+        Ok(block)
+    }
+
     /// Bytes in blocks that are handed out, as the allocator rounds them. Equal before and after
     /// balanced use.
     fn currently_allocated_size(&self) -> usize;
@@ -385,6 +403,13 @@ macro_rules! forward {
             unsafe fn keep_offset(&self, block: OffsetPtr<u8>) -> Result<()> {
                 // SAFETY: the caller's contract is the same.
                 unsafe { (**self).keep_offset(block) }
+            }
+            fn allocate_kept_offset(
+                &self,
+                ctx: MemContext,
+                layout: Layout,
+            ) -> Result<OffsetPtr<u8>> {
+                (**self).allocate_kept_offset(ctx, layout)
             }
             fn currently_allocated_size(&self) -> usize {
                 (**self).currently_allocated_size()

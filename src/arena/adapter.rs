@@ -11,6 +11,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use super::{Arena, BestFit, SyncArena, Tiers};
+use crate::alloc::zero_gained;
 
 fn block(place: NonNull<u8>, layout: Layout) -> NonNull<[u8]> {
     NonNull::slice_from_raw_parts(place, layout.size())
@@ -63,12 +64,8 @@ macro_rules! arenas_allocate {
                     old: Layout,
                     new: Layout,
                 ) -> Result<NonNull<[u8]>, AllocError> {
-                    // SAFETY: the caller's contract is the same; what was gained belongs to the block.
-                    unsafe {
-                        let grown = self.grow(place, old, new)?;
-                        grown.cast::<u8>().add(old.size()).write_bytes(0, new.size() - old.size());
-                        Ok(grown)
-                    }
+                    // SAFETY: the caller's contract is the same.
+                    unsafe { self.grow(place, old, new).map(|grown| zero_gained(grown, old, new)) }
                 }
                 unsafe fn shrink(
                     &self,

@@ -149,8 +149,10 @@ impl<'a> BestFit<'a> {
     /// Allocates a block; it may hold anything.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::ScopeOpen`].
+    /// [`Error::OutOfMemory`], [`Error::ScopeOpen`]; [`Error::Forked`] in a forked child, where the
+    /// arena's memory is shared, as all other calls but [`stats`](Self::stats).
     pub fn allocate(&self, layout: Layout) -> Result<NonNull<u8>> {
+        self.arena.check_maker()?;
         let none = Error::OutOfMemory { requested: usize::MAX, available: 0 };
         let size = (layout.size() as u64).checked_next_multiple_of(8).ok_or(none)?;
         let needed = (size + TAGS).max(SMALLEST);
@@ -228,6 +230,7 @@ impl<'a> BestFit<'a> {
 
     /// The block of a pointer, and its size.
     fn used_block(&self, place: NonNull<u8>) -> Result<(u64, u64)> {
+        self.arena.check_maker()?;
         let at = place.addr().get() as u64;
         let not = Error::NotABlock { offset: at };
         if !at.is_multiple_of(8) || at < self.low.get() + 32 || at >= self.high.get() {
@@ -346,6 +349,7 @@ impl<'a> BestFit<'a> {
     /// [`Error::Corrupt`] where something does not agree: somebody wrote past the end of a block.
     pub fn verify(&self) -> Result<BestFitStats> {
         let sound = |yes: bool| if yes { Ok(()) } else { Err(Error::Corrupt) };
+        self.arena.check_maker()?;
         let mut seen = BestFitStats::default();
         let mut chunk = self.chunks.get();
         while chunk != 0 {

@@ -23,7 +23,7 @@ use crate::alloc::Allocator;
 use crate::base::{Error, KIB, MIB, MemContext, Result, align_down, align_up};
 use crate::os;
 use crate::ptr::OffsetPtr;
-use crate::region::Region;
+use crate::region::{BackendKind, Region};
 
 /// Steps of commitment grow up to this many bytes.
 const LARGEST_STEP: usize = 4 * MIB;
@@ -62,6 +62,20 @@ impl Lender {
     }
 }
 
+impl Lender {
+    /// Whether others may have the memory, too, as far as can be known.
+    fn is_shared(self) -> bool {
+        let private = |kind| matches!(kind, BackendKind::PosixMmap | BackendKind::Malloc);
+        self.0.backing().map_or(!self.0.base().is_null(), |region| !private(region.kind()))
+    }
+}
+
+/// Whether memory is this process's that was made by `maker`: see [`Block::maker`].
+#[inline(always)]
+pub(super) fn is_ours(maker: u32) -> bool {
+    maker == 0 || os::is_generation(maker)
+}
+
 impl fmt::Debug for Lender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Lender").field(&self.0.id()).finish()
@@ -86,9 +100,9 @@ pub(super) struct Block {
     pub(super) before: Cell<usize>,
     /// Of a lent block: whose it is.
     pub(super) lender: Option<Lender>,
-    /// Who made it, if it may lie in memory that a forked child shares with its parent; see
-    /// `os::fork_generation`.
-    generation: Option<u32>,
+    /// Who made it, if it lies in memory that a forked child shares with its parent (see
+    /// `os::generation_mark`); otherwise 0.
+    pub(super) maker: Cell<u32>,
 }
 
 /// Bytes before the data of a short block.
@@ -137,7 +151,7 @@ impl Block {
             dirty: Cell::new(if zero { data.addr() } else { committed }),
             before: Cell::new(0),
             lender: None,
-            generation: None,
+            maker: Cell::new(0),
         };
         // SAFETY: the memory is the caller's, aligned and large enough.
         unsafe { header.write(block) };
@@ -212,7 +226,7 @@ impl Block {
             dirty: Cell::new(if zero { at(start) } else { at(end) }),
             before: Cell::new(start),
             lender: None,
-            generation: os::fork_generation(),
+            maker: Cell::new(os::generation_mark()),
         }
     }
 
@@ -248,7 +262,7 @@ impl Block {
             dirty: Cell::new(end),
             before: Cell::new(0),
             lender: Some(lender),
-            generation: os::fork_generation(),
+            maker: Cell::new(if lender.is_shared() { os::generation_mark() } else { 0 }),
         };
         // SAFETY: fresh memory for a block.
         unsafe { place.write(block) };
@@ -258,11 +272,9 @@ impl Block {
 
     /// Whether the bytes are this process's to change: a forked child's copy of a block in shared memory
     /// is still its parent's.
+    #[inline]
     pub(super) fn is_ours(&self) -> bool {
-        match self.origin {
-            Origin::Lent | Origin::Region => self.generation == os::fork_generation(),
-            Origin::Heap | Origin::Mapped | Origin::Given => true,
-        }
+        is_ours(self.maker.get())
     }
 
     /// Bytes that could be handed out.

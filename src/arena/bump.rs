@@ -31,7 +31,7 @@ use core::marker::PhantomData;
 use core::mem::{MaybeUninit, align_of, size_of};
 use core::ptr::NonNull;
 
-use super::block::{Block, HEADER, LEAST_HEADER, Lender, Origin, out_of_memory};
+use super::block::{Block, HEADER, LEAST_HEADER, Lender, Origin, is_ours, out_of_memory};
 use super::options::{ArenaBuilder, Options, Zeroing};
 use super::poison;
 use super::trace::Trace;
@@ -248,6 +248,18 @@ impl<'m> Arena<'m> {
         self.body == other.body
     }
 
+    /// Who made the memory, if a forked child shares it with its parent; otherwise 0.
+    #[inline]
+    pub(super) fn maker(&self) -> u32 {
+        self.body().current().maker.get()
+    }
+
+    /// An error in a forked child, where this is a copy of its parent's arena over the same memory.
+    #[inline]
+    pub(super) fn check_maker(&self) -> Result<()> {
+        if is_ours(self.maker()) { Ok(()) } else { Err(Error::Forked) }
+    }
+
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.limit.get() == 0
@@ -373,6 +385,7 @@ impl<'m> Arena<'m> {
         if self.is_closed() {
             return Err(Error::ScopeOpen);
         }
+        self.check_maker()?;
         let body = self.body();
         let block = body.current();
         let top = self.top.get().addr();

@@ -221,8 +221,8 @@ impl ArenaBuilder {
     /// file, in a process's part of a heap. It grows as [`Fixed`](Growth::Fixed) or
     /// [`Chained`](Growth::Chained) ones do; the bookkeeping is in the program's own memory. The blocks go
     /// back when the arena is dropped, except in a forked child, whose copy of the arena is the parent's
-    /// where the memory is shared: it must not be pushed into there, nor may what is in pools or heaps over
-    /// it be given back. To drop the arena, its scopes and its vectors there changes nothing.
+    /// where the memory is shared: it must not be pushed into there. Pools and heaps over it refuse
+    /// ([`Error::Forked`]), and to drop the arena, its scopes, its vectors and what is in pools changes nothing.
     ///
     /// ```
     /// use hshm::arena::Arena;

@@ -18,6 +18,7 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
 use core::{fmt, mem};
 
+use super::block::is_ours;
 use super::{Arena, poison};
 use crate::base::{Error, Result, align_up};
 
@@ -37,6 +38,8 @@ pub struct RawPool<'a> {
     page: usize,
     in_use: Cell<usize>,
     slots: Cell<usize>,
+    /// Whose the slots are, as the arena says.
+    maker: u32,
 }
 
 impl<'a> RawPool<'a> {
@@ -76,6 +79,7 @@ impl<'a> RawPool<'a> {
             page,
             in_use: Cell::new(0),
             slots: Cell::new(0),
+            maker: arena.maker(),
         }
     }
 
@@ -104,12 +108,23 @@ impl<'a> RawPool<'a> {
         self.slots.get()
     }
 
+    /// Whether the slots are this process's, and not those of the parent of a forked child.
+    #[inline(always)]
+    pub(super) fn is_ours(&self) -> bool {
+        is_ours(self.maker)
+    }
+
     /// Takes a slot; it may hold anything.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::ScopeOpen`].
+    /// [`Error::OutOfMemory`], [`Error::ScopeOpen`]; [`Error::Forked`] in a forked child, where the
+    /// arena's memory is shared.
     #[inline]
     pub fn take(&self) -> Result<NonNull<u8>> {
+        if !self.is_ours() {
+            core::hint::cold_path();
+            return Err(Error::Forked);
+        }
         let free = self.free.get();
         let slot = if let Some(slot) = NonNull::new(free) {
             poison::allow(free.addr(), self.slot.size());
@@ -143,12 +158,16 @@ impl<'a> RawPool<'a> {
         self.take()
     }
 
-    /// Gives a slot back.
+    /// Gives a slot back. In a forked child, where the arena's memory is shared, nothing happens.
     ///
     /// # Safety
     /// The slot was taken from this pool and not given back since, and nobody uses it any more.
     #[inline]
     pub unsafe fn put(&self, slot: NonNull<u8>) {
+        if !self.is_ours() {
+            core::hint::cold_path();
+            return;
+        }
         #[cfg(debug_assertions)]
         // SAFETY: a slot that nobody uses.
         unsafe {
@@ -226,7 +245,7 @@ impl<'a, T> Pool<'a, T> {
     /// Puts a value in, or says why not; then it is dropped.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::ScopeOpen`].
+    /// As [`RawPool::take`].
     #[inline]
     pub fn try_put(&self, value: T) -> Result<Pooled<'_, T>> {
         Ok(self.fill(self.slots.take()?, value))
@@ -260,7 +279,8 @@ impl<T> fmt::Debug for Pool<'_, T> {
     }
 }
 
-/// A value in a [`Pool`], which is dropped, and its slot given back, with the handle.
+/// A value in a [`Pool`], which is dropped, and its slot given back, with the handle. (Except in a
+/// forked child, where the pool is over shared memory: the value is the parent's.)
 pub struct Pooled<'p, T> {
     value: NonNull<T>,
     pool: &'p RawPool<'p>,
@@ -296,6 +316,10 @@ impl<T> Drop for Pooled<'_, T> {
                 // SAFETY: the handle's own slot, which it gives back once.
                 unsafe { self.0.put(self.1) };
             }
+        }
+        if !self.pool.is_ours() {
+            core::hint::cold_path();
+            return;
         }
         let _give = Give(self.pool, self.value.cast());
         // SAFETY: the handle's own value, dropped once.

@@ -140,8 +140,8 @@ fn find(region: &Region, words: &Words) -> Result<(u64, Bounds)> {
 /// # Ok::<(), hshm::Error>(())
 /// ```
 ///
-/// After a `fork` the arena stays the parent's: the child must not push, nor give back what is in pools or
-/// heaps over it. To drop the arena, its scopes and its vectors there changes nothing.
+/// After a `fork` the arena stays the parent's: the child must not push. Pools and heaps over it refuse
+/// ([`Error::Forked`]), and to drop the arena, its scopes, its vectors and what is in pools changes nothing.
 pub struct RegionArena {
     arena: Arena<'static>,
     region: Region,

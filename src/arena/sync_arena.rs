@@ -1,4 +1,7 @@
 //! An arena for several threads.
+//!
+//! A fork copies what other threads are writing, page after page, at any instruction. So hooks hold the
+//! locks of all these arenas across it: in the child each arena is whole, and free.
 #![allow(unsafe_code)] // shares an arena under a lock
 
 use core::alloc::Layout;
@@ -6,13 +9,17 @@ use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use core::{fmt, slice, str};
 
+use self::held::Lock;
 use super::push::array_layout;
 use super::{Arena, ArenaBuilder};
 use crate::base::Result;
-use crate::sync::lock::RawLock;
+
+mod held;
 
 /// An arena behind a lock, for sharing one between threads. The lock is held while bytes are taken,
-/// not while they are written.
+/// not while they are written. A fork waits for it: a forked child goes on with a copy, which is whole
+/// whatever the parent's other threads were doing. (Over memory that it shares with its parent it gets
+/// [`Forked`](crate::Error::Forked).)
 ///
 /// ```
 /// use hshm::arena::SyncArena;
@@ -25,7 +32,7 @@ use crate::sync::lock::RawLock;
 /// assert_eq!(sum, 3);
 /// ```
 pub struct SyncArena {
-    lock: RawLock,
+    lock: Lock,
     arena: UnsafeCell<Arena<'static>>,
 }
 
@@ -48,11 +55,16 @@ impl SyncArena {
     /// # Errors
     /// As [`ArenaBuilder::build`].
     pub fn build(settings: &ArenaBuilder) -> Result<Self> {
-        settings.build().map(Self::from)
+        Self::over(settings.build()?)
+    }
+
+    fn over(arena: Arena<'static>) -> Result<Self> {
+        // After the arena: its allocator's own hooks, if it has any, are registered by now.
+        Ok(SyncArena { lock: Lock::new()?, arena: UnsafeCell::new(arena) })
     }
 
     fn locked<R>(&self, work: impl FnOnce(&Arena<'static>) -> R) -> R {
-        let _guard = self.lock.lock();
+        let _guard = self.lock.get().lock();
         // SAFETY: under the lock, and the reference does not leave.
         work(unsafe { &*self.arena.get() })
     }
@@ -60,9 +72,12 @@ impl SyncArena {
     /// Pushes bytes for a layout, which may hold anything, or says why not.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// [`OutOfMemory`](crate::Error::OutOfMemory), [`Forked`](crate::Error::Forked).
     pub fn try_push_layout(&self, layout: Layout) -> Result<NonNull<u8>> {
-        self.locked(|arena| arena.try_push_layout(layout))
+        self.locked(|arena| {
+            arena.check_maker()?;
+            arena.try_push_layout(layout)
+        })
     }
 
     /// Pushes a value.
@@ -76,7 +91,7 @@ impl SyncArena {
     /// Pushes a value, or says why not; then it is dropped.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// As [`try_push_layout`](Self::try_push_layout).
     pub fn try_push_value<T>(&self, value: T) -> Result<&mut T> {
         let place = self.try_push_layout(Layout::new::<T>())?.cast::<T>().as_ptr();
         // SAFETY: fresh bytes of the size and alignment of `T`, which nobody else has.
@@ -97,7 +112,7 @@ impl SyncArena {
     /// Pushes a copy of a slice, or says why not.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// As [`try_push_layout`](Self::try_push_layout).
     pub fn try_push_slice<T: Copy>(&self, values: &[T]) -> Result<&mut [T]> {
         let place = self.try_push_layout(array_layout::<T>(values.len())?)?.cast::<T>().as_ptr();
         // SAFETY: fresh bytes for as many values, which nobody else has, so they overlap nothing.
@@ -121,10 +136,10 @@ impl SyncArena {
     /// # Panics
     /// Where there is no room.
     pub fn push(&self, len: usize) -> &mut [u8] {
-        let place =
-            self.or_fail(self.locked(|arena| {
-                arena.try_push(len).map(|bytes| NonNull::from(bytes).cast::<u8>())
-            }));
+        let place = self.or_fail(self.locked(|arena| {
+            arena.check_maker()?;
+            arena.try_push(len).map(|bytes| NonNull::from(bytes).cast::<u8>())
+        }));
         // SAFETY: pushed just now, as long as that, and borrowed from this arena.
         unsafe { slice::from_raw_parts_mut(place.as_ptr(), len) }
     }
@@ -160,8 +175,13 @@ impl SyncArena {
 }
 
 impl From<Arena<'static>> for SyncArena {
+    /// # Panics
+    /// Where there is no memory for the lock.
     fn from(arena: Arena<'static>) -> Self {
-        SyncArena { lock: RawLock::new(), arena: UnsafeCell::new(arena) }
+        match Self::over(arena) {
+            Ok(arena) => arena,
+            Err(error) => panic!("cannot share an arena: {error}"),
+        }
     }
 }
 

@@ -184,6 +184,7 @@ impl Arena<'_> {
         // In the arena and never dropped: there is nothing to drop in an arena over lent memory.
         let inner: &'a Arena<'a> = place.write(settings.build_over(memory)?);
         inner.body().trace.remember_nothing();
+        inner.body().current().maker.set(self.maker());
         let result = work(inner, &*self.try_temp()?);
         // A scope of the room that was leaked may have values up to its end.
         if !inner.is_closed() {

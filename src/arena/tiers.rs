@@ -88,7 +88,8 @@ impl<'a> Tiers<'a> {
     /// Allocates a block; it may hold anything.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::ScopeOpen`].
+    /// [`Error::OutOfMemory`], [`Error::ScopeOpen`]; [`Error::Forked`] in a forked child, where the
+    /// arena's memory is shared.
     #[inline]
     pub fn allocate(&self, layout: Layout) -> Result<NonNull<u8>> {
         match self.tier(layout)? {
@@ -103,9 +104,12 @@ impl<'a> Tiers<'a> {
     /// The block was allocated by this heap with this layout, and nobody uses it any more.
     ///
     /// # Errors
-    /// For large blocks, as [`BestFit::free`].
+    /// For large blocks, as [`BestFit::free`]; [`Error::Forked`].
     #[inline]
     pub unsafe fn free(&self, place: NonNull<u8>, layout: Layout) -> Result<()> {
+        if !self.pools[0].is_ours() {
+            return Err(Error::Forked);
+        }
         // SAFETY: the caller's contract; the layout leads to where the block is from.
         unsafe {
             match self.tier(layout)? {

@@ -82,7 +82,7 @@ mod on {
 
     /// Takes the arena's name and what happened to it. While it runs, the arena is closed: a push into it
     /// is [`Error::ScopeOpen`](crate::Error::ScopeOpen). (A [`SyncArena`](crate::arena::SyncArena) is locked:
-    /// a log must not use it.)
+    /// a log must not use it, nor fork.)
     pub type ArenaLog = fn(name: &str, event: ArenaEvent);
 
     /// What is called, if anything.

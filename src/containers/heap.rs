@@ -279,14 +279,7 @@ fn lost_at(key: u64, offset: u64, align: usize) -> ! {
 /// A block that outlives this process: nobody's, until somebody frees it.
 pub(super) fn allocate(id: AllocatorId, layout: Layout) -> Result<u64> {
     let alloc = allocator(id)?;
-    let block = alloc.allocate_offset(MemContext::DEFAULT, at_least(layout)?)?;
-    // SAFETY: this process's own, from just now, which nobody else knows.
-    if let Err(error) = unsafe { alloc.keep_offset(block) } {
-        // SAFETY: as above.
-        let _ = unsafe { alloc.free_offset(MemContext::DEFAULT, block) };
-        return Err(error);
-    }
-    Ok(block.offset())
+    alloc.allocate_kept_offset(MemContext::DEFAULT, at_least(layout)?).map(OffsetPtr::offset)
 }
 
 /// Makes a block longer or shorter, in place where that can be. On an error it is unchanged.
@@ -299,7 +292,7 @@ pub(super) unsafe fn reallocate(id: AllocatorId, block: u64, layout: Layout) -> 
     // SAFETY: the caller's contract.
     let new = unsafe { alloc.reallocate_offset(MemContext::DEFAULT, old, at_least(layout)?)? };
     if new != old {
-        // SAFETY: as in `allocate`. Should it fail, the block is as good as any, until we die.
+        // SAFETY: this process's own, from just now, which nobody else knows. Should it fail, the block is as good as any, until we die.
         let _ = unsafe { alloc.keep_offset(new) };
     }
     Ok(new.offset())

@@ -10,6 +10,7 @@ use core::num::NonZero;
 use core::ptr::NonNull;
 
 use super::HshmAlloc;
+use crate::alloc::zero_gained;
 
 /// A block as the trait wants it, `None` where there is no memory.
 fn block(place: *mut u8, layout: Layout) -> Option<NonNull<[u8]>> {
@@ -80,12 +81,8 @@ macro_rules! the_heap_allocates {
                     old: Layout,
                     new: Layout,
                 ) -> Result<NonNull<[u8]>, AllocError> {
-                    // SAFETY: the caller's contract is the same; what was gained belongs to the block.
-                    unsafe {
-                        let grown = self.grow(place, old, new)?;
-                        grown.cast::<u8>().add(old.size()).write_bytes(0, new.size() - old.size());
-                        Ok(grown)
-                    }
+                    // SAFETY: the caller's contract is the same.
+                    unsafe { self.grow(place, old, new).map(|grown| zero_gained(grown, old, new)) }
                 }
                 unsafe fn shrink(
                     &self,

@@ -25,9 +25,10 @@
 //! Blocks of less than 32 bytes share their words and cannot be handed over.
 
 use super::block::Block;
-use super::granule::GranuleIdx;
+use super::granule::{GranuleIdx, Kind};
 use super::layout::{KEEPER_UNIT, ProcessSlot, RegionHeap};
 use super::slab::Slab;
+use crate::base::classes::{CLASSES, ClassId};
 use crate::base::units::GRANULE;
 use crate::base::{Error, Result};
 use crate::sync::atomic::Ordering;
@@ -57,14 +58,50 @@ impl RegionHeap {
             Block::Small { head, class, .. } => (head, class.slab_granules()),
             Block::Run { head, .. } | Block::Large { head } => (head, 1),
         };
-        self.commit_keepers(head, granules)?;
-        let word = self.keeper(offset).ok_or(Error::Unsupported)?;
         let value = match keeper {
             Keeper::Process(slot) => slot.0 as u16 + 1,
             Keeper::Nobody => NOBODY,
             Keeper::Naming => NAMING,
         };
-        self.desc(head).set_kept();
+        self.write_keeper(offset, head, granules, value)
+    }
+
+    /// Makes nobody the keeper of the block at `offset`, which this process was handed just now. Errors
+    /// as for [`set_keeper`](Self::set_keeper).
+    #[inline]
+    pub(crate) fn keep_new(&self, offset: usize) -> Result<()> {
+        let granule = GranuleIdx((offset / GRANULE) as u32);
+        let entry = self.entry(granule);
+        let (head, granules) = match entry.kind() {
+            // In a damaged heap the distance may be anything.
+            Kind::Slab if entry.class_index() < CLASSES && entry.distance() <= granule.0 => {
+                let class = ClassId::new(entry.class_index());
+                if class.size() < KEEPER_UNIT {
+                    return Err(Error::Unsupported);
+                }
+                (GranuleIdx(granule.0 - entry.distance()), class.slab_granules())
+            }
+            Kind::Run | Kind::Large => (granule, 1),
+            Kind::Slab | Kind::Free => return Err(Error::NotABlock { offset: offset as u64 }),
+        };
+        self.write_keeper(offset, head, granules, NOBODY)
+    }
+
+    #[inline]
+    fn write_keeper(
+        &self,
+        offset: usize,
+        head: GranuleIdx,
+        granules: u32,
+        value: u16,
+    ) -> Result<()> {
+        self.commit_keepers(head, granules)?;
+        let word = self.keeper(offset).ok_or(Error::Unsupported)?;
+        let desc = self.desc(head);
+        // Once set, it stays for as long as any block of the slab is out, as this one is.
+        if !desc.is_kept() {
+            desc.set_kept();
+        }
         word.store(value, Ordering::SeqCst);
         Ok(())
     }

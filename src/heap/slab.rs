@@ -354,6 +354,20 @@ impl<'a> Slab<'a> {
         Some(block)
     }
 
+    /// Owner: takes the next block that was never handed out, if it is committed and none is free.
+    #[inline]
+    pub(crate) fn take_fresh(&self) -> Option<u32> {
+        let block = self.fresh();
+        let end = u64::from(block + 1) * self.class.size() as u64;
+        let there =
+            block < self.class.blocks() && end <= u64::from(self.desc.committed.load(Relaxed));
+        if !there || self.free_count() != 0 {
+            return None;
+        }
+        self.desc.fresh.store(block + 1, Relaxed);
+        Some(block)
+    }
+
     /// The same where that word has none.
     #[inline(never)]
     fn take_later(&self, hint: &mut u32) -> Option<u32> {

@@ -132,10 +132,23 @@ impl ThreadHeap {
     /// Takes one block of `class`: the current slab's lowest free one, if it has any.
     #[inline]
     pub(crate) fn allocate_one(&mut self, heap: &RegionHeap, class: ClassId) -> Result<*mut u8> {
-        match self.take_one(heap, class) {
+        match self.take_one(heap, class).or_else(|| self.take_fresh(heap, class)) {
             Some(offset) => Ok(heap.base().wrapping_add(offset)),
             None => self.allocate_slow(heap, class),
         }
+    }
+
+    /// The offset of the current slab's next block that was never handed out, where it is committed and
+    /// none is free.
+    #[inline]
+    fn take_fresh(&mut self, heap: &RegionHeap, class: ClassId) -> Option<usize> {
+        let bin = self.bins.get(class.index())?;
+        if bin.current == 0 {
+            return None;
+        }
+        let slab = Slab::new(heap, GranuleIdx(bin.current - 1), class);
+        let block = slab.take_fresh()?;
+        Some(slab.offset_of(block))
     }
 
     /// The offset of the current slab's lowest free block.
