@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -251,10 +252,15 @@ fn heaps_of_other_threads_serve_the_child() {
         let result = catch_unwind(|| {
             wait(fork(|| {
                 let before = A.stats().in_use();
+                // All of them at once: the heap of one that ends early would serve one that begins late.
+                static ALL_HAVE: Barrier = Barrier::new(THREADS);
                 let threads: Vec<_> = (0..THREADS)
                     .map(|_| {
                         std::thread::spawn(|| {
-                            (0..BLOCKS * 8 / 10).map(|_| Box::new([8u8; 1000])).collect::<Vec<_>>()
+                            let blocks: Vec<_> =
+                                (0..BLOCKS * 8 / 10).map(|_| Box::new([8u8; 1000])).collect();
+                            ALL_HAVE.wait();
+                            blocks
                         })
                     })
                     .collect();
