@@ -49,7 +49,7 @@
 //! | many of them, by name | [`MemoryManager`], [`MemoryBackendId`], [`AllocatorOptions`], [`ManagedAllocator`] |
 //! | containers in shared memory | [`ShmBox`], [`ShmVec`], [`ShmString`], [`ShmHashMap`], and the queue [`ShmRing`] with its [`RingHandle`]s, in a [`ShmHeap`]; more in [`containers`] |
 //! | arenas | [`arena`]: [`Arena`](arena::Arena), [`scratch`](arena::scratch), [`ArenaVec`](arena::ArenaVec), pools |
-//! | looking inside | [`LeakReport`], [`LeakCheck`], [`LeakSource`], [`Fragmentation`], [`HshmAlloc::verify`], [`HeapReport`], [`Fault`], [`Accounting`] |
+//! | looking inside | [`LeakReport`], [`LeakCheck`], [`LeakSource`], [`Fragmentation`], [`HeapMap`], [`HshmAlloc::verify`], [`HeapReport`], [`Fault`], [`Accounting`] |
 //! | which to take, and how | [`guide`] |
 //! | errors and units | [`Error`], [`ErrorCode`], [`Unit`], [`AllocatorId`], [`ThreadId`] |
 //!
@@ -112,8 +112,8 @@ mod sync;
 
 pub use alloc::{
     Accounting, Allocator, BlockInfo, BuddyAllocator, CtxAllocator, DEFAULT_PROCESSES,
-    DEFAULT_THREAD_BLOCKS, Exclusive, Fragmentation, Heap, LeakCheck, LeakClass, LeakReport,
-    LeakSource, MallocAllocator, Owner, ScalablePageAllocator, StackAllocator,
+    DEFAULT_THREAD_BLOCKS, Exclusive, Fragmentation, Heap, HeapMap, LeakCheck, LeakClass,
+    LeakReport, LeakSource, MallocAllocator, Owner, ScalablePageAllocator, StackAllocator,
     ThreadLocalAllocator,
 };
 pub use base::{
