@@ -22,6 +22,9 @@
 //! Only the one to whom a block belongs may do either, and only at one place at a time: that is the
 //! caller's promise, as with any pointer.
 //!
+//! A process to which anything was ever handed over says so in its slot, before that is so: whoever
+//! settles what another one had looks through the whole heap for it, or not at all.
+//!
 //! Blocks of less than 32 bytes share their words and cannot be handed over.
 
 use super::block::Block;
@@ -63,6 +66,12 @@ impl RegionHeap {
             Keeper::Nobody => NOBODY,
             Keeper::Naming => NAMING,
         };
+        if let Keeper::Process(slot) = keeper {
+            let keeps = &self.process(slot).keeps;
+            if keeps.load(Ordering::Relaxed) == 0 {
+                keeps.store(1, Ordering::SeqCst);
+            }
+        }
         self.write_keeper(offset, head, granules, value)
     }
 

@@ -25,6 +25,8 @@
 //!
 //! Regions of private memory have no other processes, and none of this.
 
+use core::cell::Cell;
+
 use super::layout::{ProcessSlot, RegionHeap};
 use super::process::{LEAVING, SLOT_OTHERS, SLOT_UNWATCHED};
 use super::process::{ProcessBlock, SLOT_CLAIMED, SLOT_DYING, SLOT_FREE, SLOT_LIVE};
@@ -98,16 +100,41 @@ impl Described {
 
     /// Whether the process lives, by the process table; `None` where that cannot tell.
     pub(crate) fn in_process_table(self) -> Option<bool> {
-        if self.namespace == 0 || self.namespace != os::pid_namespace() {
+        self.at_a_look(&Look::default())
+    }
+
+    fn at_a_look(self, look: &Look) -> Option<bool> {
+        if self.namespace == 0 || self.namespace != look.namespace() {
             return None;
+        }
+        if self.start_time != 0 && look.seen.get() == (self.pid, self.start_time) {
+            return Some(true);
         }
         match os::presence(self.pid) {
             Presence::Gone => Some(false),
             Presence::Running { start_time } if self.start_time != 0 => {
+                look.seen.set((self.pid, start_time));
                 Some(start_time == self.start_time)
             }
             _ => None,
         }
+    }
+}
+
+/// What one look through the slots asks the system once. That a process runs is as good a moment later
+/// in the same look; that one does not is asked anew, for its pid may be another's by then.
+#[derive(Default)]
+struct Look {
+    namespace: Cell<Option<u64>>,
+    /// Who was found running last: its pid, and when it started.
+    seen: Cell<(u32, u64)>,
+}
+
+impl Look {
+    fn namespace(&self) -> u64 {
+        let namespace = self.namespace.get().unwrap_or_else(os::pid_namespace);
+        self.namespace.set(Some(namespace));
+        namespace
     }
 }
 
@@ -222,20 +249,25 @@ impl RegionHeap {
 
     /// The slots of processes that are dead and not reaped, all but `own`.
     pub(super) fn dead_slots(&self, own: Option<ProcessSlot>) -> impl Iterator<Item = ProcessSlot> {
+        let look = Look::default();
         (0..self.process_slots())
             .map(ProcessSlot)
-            .filter(move |&slot| Some(slot) != own && self.is_left_behind(slot))
+            .filter(move |&slot| Some(slot) != own && self.is_dead_at(slot, &look))
     }
 
     /// Whether a slot is a dead process's.
     pub(super) fn is_left_behind(&self, slot: ProcessSlot) -> bool {
+        self.is_dead_at(slot, &Look::default())
+    }
+
+    fn is_dead_at(&self, slot: ProcessSlot, look: &Look) -> bool {
         let block = self.process(slot);
         let number = block.number.load(Ordering::Acquire);
         match block.state.load(Ordering::Acquire) {
             // One that left meanwhile, and another that came, would make a mixture of the two: its
             // number goes first and comes last.
             SLOT_LIVE => {
-                !self.lives(slot)
+                !self.lives(slot, look)
                     && block.number.load(Ordering::Acquire) == number
                     && block.state.load(Ordering::Acquire) == SLOT_LIVE
             }
@@ -247,7 +279,7 @@ impl RegionHeap {
     }
 
     /// Asks the witnesses about the process in a slot that is live.
-    fn lives(&self, slot: ProcessSlot) -> bool {
+    fn lives(&self, slot: ProcessSlot, look: &Look) -> bool {
         let block = self.process(slot);
         let described = Described {
             pid: block.pid.load(Relaxed),
@@ -255,7 +287,7 @@ impl RegionHeap {
             namespace: block.namespace.load(Relaxed),
         };
         let locked = || block.watched.load(Relaxed) == 0 || !self.lock_is_free(slot);
-        match described.in_process_table() {
+        match described.at_a_look(look) {
             Some(true) => locked() || !self.has_executed(slot),
             Some(false) => false,
             None => locked(),

@@ -101,7 +101,8 @@ pub(crate) struct ProcessBlock {
     peak: AtomicU64,
     /// 0 where no chunk of the process's holds anything of the estate's; see `adopt`.
     pub(super) adopted: AtomicU32,
-    _pad3: AtomicU32,
+    /// 0 where nothing was ever handed over to the process; see `keeper`.
+    pub(super) keeps: AtomicU32,
     _pad4: AtomicU64,
 }
 
@@ -144,6 +145,7 @@ impl ProcessBlock {
         self.retain_least.store(RETAIN, Relaxed);
         self.blocks.store(0, Relaxed);
         self.adopted.store(0, Relaxed);
+        self.keeps.store(0, Relaxed);
         self.empty_chunks.store(0, Relaxed);
         for word in [
             &self.owned,

@@ -128,9 +128,15 @@ impl RegionHeap {
     /// This process goes and is still there to say so. Its threads are done with the region.
     pub(crate) fn leave(&self, own: ProcessSlot, stays: Stays) {
         let guard = self.lock_reaper();
-        self.settle(own, stays);
-        self.sweep_estate();
-        self.purge_recycled();
+        let block = self.process(own);
+        if block.owns() == 0 && block.keeps.load(Ordering::SeqCst) == 0 {
+            // It knows its own account: no chunk is looked at.
+            self.settle_blocks(own);
+        } else {
+            self.settle(own, stays);
+            self.sweep_estate();
+            self.purge_recycled();
+        }
         // A lock whose holder has no slot would be taken over.
         drop(guard);
         self.leave_slot(own);
@@ -148,13 +154,7 @@ impl RegionHeap {
     fn settle(&self, gone: ProcessSlot, stays: Stays) -> usize {
         // If it died with this lock, what it protects is put right now.
         drop(self.lock_source());
-        let blocks = || {
-            let high = self.source().blocks_high.load(Ordering::Acquire).min(self.block_count());
-            (1..high)
-                .map(|id| BlockId(id as u16))
-                .filter(|&id| self.block(id).holder.load(Ordering::Acquire) == gone.0 + 1)
-        };
-        for id in blocks() {
+        for id in self.blocks_of(gone) {
             self.drain(id);
         }
         let estate = self.process(self.estate());
@@ -173,20 +173,33 @@ impl RegionHeap {
             _ => {}
         });
         match stays {
+            _ if self.process(gone).keeps.load(Ordering::SeqCst) == 0 => {}
             Stays::HandedOver => self.free_kept_by(gone),
             // Whoever gets the slot next has nothing to do with them.
             Stays::All => {
                 self.for_each_kept_by(gone, |offset, _| self.leave_to_nobody(offset, gone))
             }
         }
-        for id in blocks() {
+        self.settle_blocks(gone);
+        freed
+    }
+
+    /// The thread blocks of `gone` are free.
+    fn settle_blocks(&self, gone: ProcessSlot) {
+        for id in self.blocks_of(gone) {
             let block = self.block(id);
             block.idle.store(0, Relaxed);
             block.holder.store(0, Ordering::SeqCst);
             // Announced by somebody who still saw it held.
             self.drain(id);
         }
-        freed
+    }
+
+    fn blocks_of(&self, process: ProcessSlot) -> impl Iterator<Item = BlockId> {
+        let high = self.source().blocks_high.load(Ordering::Acquire).min(self.block_count());
+        (1..high)
+            .map(|id| BlockId(id as u16))
+            .filter(move |&id| self.block(id).holder.load(Ordering::Acquire) == process.0 + 1)
     }
 
     /// Gives back what became free of the estate. Under the reaper's lock.

@@ -268,20 +268,29 @@ pub(crate) fn effective_user() -> u32 {
 
 /// Reads bytes at `offset`; fewer than asked for only at the end of the file.
 pub(crate) fn read_at<'b>(fd: &Fd, buffer: &'b mut [u8], offset: u64) -> Result<&'b [u8]> {
-    let _errno = KeepErrno::new();
     let mut have = 0;
     while have < buffer.len() {
         let Some(room) = buffer.get_mut(have..) else { break };
-        let at = offset.saturating_add(have as u64).min(i64::MAX as u64) as libc::off_t;
+        match read_once(fd, room, offset.saturating_add(have as u64))? {
+            0 => break,
+            n => have += n,
+        }
+    }
+    buffer.get(..have).ok_or(Error::Corrupt)
+}
+
+/// Reads as much as one call gives.
+fn read_once(fd: &Fd, room: &mut [u8], offset: u64) -> Result<usize> {
+    let _errno = KeepErrno::new();
+    let at = offset.min(i64::MAX as u64) as libc::off_t;
+    loop {
         // SAFETY: `room` is writable for its length.
         match unsafe { libc::pread(fd.raw(), room.as_mut_ptr().cast(), room.len(), at) } {
-            0 => break,
-            n if n > 0 => have += n as usize,
+            n if n >= 0 => return Ok(n as usize),
             _ if errno() == libc::EINTR => {}
             _ => return Err(last_error(0)),
         }
     }
-    buffer.get(..have).ok_or(Error::Corrupt)
 }
 
 /// Writes bytes at `offset`. Beyond `RLIMIT_FSIZE` it is [`Error::TooLarge`], not a signal.
@@ -413,10 +422,12 @@ pub(crate) fn write_stderr(message: &[u8]) {
     unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
 }
 
-/// Reads a small file whole into `buffer`; what does not fit is left out.
+/// Reads a small file, as the system keeps them in `/proc`, into `buffer`: those give all they have, or as
+/// much as fits, at once.
 pub(crate) fn read_small_file<'b>(path: &CStr, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
     let fd = open(path, Open::Read)?;
-    read_at(&fd, buffer, 0)
+    let got = read_once(&fd, buffer, 0)?;
+    buffer.get(..got).ok_or(Error::Corrupt)
 }
 
 #[cfg(test)]
