@@ -8,7 +8,7 @@
 //!
 //! ```sh
 //! cargo test --test hostile                                                   # a short form
-//! cargo test --release --test hostile -- --ignored --nocapture                # 10^7 rounds
+//! cargo test --release --test hostile -- --ignored --nocapture                # 10^7 rounds, a quarter of an hour
 //! HOSTILE_ROUND=heap::damaged:77 cargo test --test hostile -- heap::damaged   # that one again
 //! ```
 //!
