@@ -72,6 +72,7 @@ mod imp {
     /// way reaches the next load three cycles later: a pair of boxes takes an eighth longer.
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
+    #[allow(clippy::pointers_in_nomem_asm_block)] // it goes through as it is
     fn by_address(mut cache: *mut ThreadCache) -> *mut ThreadCache {
         // SAFETY: no instruction at all.
         unsafe {
