@@ -55,11 +55,12 @@ impl RegionHeap {
             (worth == Worth::Anything || 2 * free.count_ones() >= mask.count_ones())
                 && self.fit(chunk, count, step).is_some()
         };
-        let is_worth_it = |chunk, usage| usage == Use::Pages(self.estate()) && fits(chunk);
+        let is_worth_it =
+            |&(chunk, usage): &(_, Use)| usage == Use::Pages(self.estate()) && fits(chunk);
         // Without the lock, which may take its time, mostly to find that there is none.
-        self.find_chunk(is_worth_it)?;
+        self.chunks().find(is_worth_it)?;
         let _reaper = self.lock_reaper();
-        let chunk = self.find_chunk(is_worth_it)?;
+        let (chunk, _) = self.chunks().find(is_worth_it)?;
         let entry = self.chunk(chunk);
         self.process(process).adopted.store(1, Relaxed);
         let _source = self.lock_source();

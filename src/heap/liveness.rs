@@ -300,8 +300,11 @@ impl RegionHeap {
     fn has_executed(&self, slot: ProcessSlot) -> bool {
         let block = self.process(slot);
         let before = block.program.load(Relaxed);
+        if before == 0 {
+            return false;
+        }
         let now = os::program_of(block.pid.load(Relaxed));
-        before != 0 && now != 0 && before != now
+        now != 0 && before != now
     }
 
     fn lock_is_free(&self, slot: ProcessSlot) -> bool {

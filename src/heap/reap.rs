@@ -229,20 +229,15 @@ impl RegionHeap {
         freed
     }
 
-    /// The first chunk that is wanted.
-    pub(super) fn find_chunk(&self, wanted: impl Fn(ChunkIdx, Use) -> bool) -> Option<ChunkIdx> {
+    /// All chunks that were ever used, each with its use when it is looked at.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (ChunkIdx, Use)> {
         let fresh = self.source().fresh.load(Ordering::Acquire).min(self.chunk_count());
         (self.first_granule() / GRANULES_PER_CHUNK as u32..fresh)
-            .map(ChunkIdx)
-            .find(|&chunk| wanted(chunk, self.chunk(chunk).usage()))
+            .map(|index| (ChunkIdx(index), self.chunk(ChunkIdx(index)).usage()))
     }
 
     pub(super) fn for_each_chunk(&self, mut visit: impl FnMut(ChunkIdx, Use)) {
-        let fresh = self.source().fresh.load(Ordering::Acquire).min(self.chunk_count());
-        for index in self.first_granule() / GRANULES_PER_CHUNK as u32..fresh {
-            let chunk = ChunkIdx(index);
-            visit(chunk, self.chunk(chunk).usage());
-        }
+        self.chunks().for_each(|(chunk, usage)| visit(chunk, usage));
     }
 
     /// One chunk of granule runs; true where it is free now.

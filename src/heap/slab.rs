@@ -636,4 +636,35 @@ mod tests {
             }
         });
     }
+
+    /// Each block is freed once: what is free already or was never handed out is refused, and what is
+    /// another slab's ends it.
+    #[test]
+    fn a_group_is_freed_once() {
+        with_thread_heap(|heap, mut thread| {
+            for size in [8, 48, 1000, 32 << 10] {
+                let class = ClassId::new(class_index(size));
+                let first = thread.allocate_one(heap, class).unwrap();
+                let granule = (first.addr() - heap.base().addr()) / GRANULE;
+                let head = GranuleIdx(granule as u32);
+                let (slab, base) = (Slab::new(heap, head, class), heap.granule_addr(head));
+                let unused = base.wrapping_add(slab.fresh() as usize * class.size());
+                assert_eq!(slab.free_blocks(base, &[unused, unused]), (2, 2));
+                let mut blocks = vec![first];
+                for _ in 0..class.blocks() {
+                    blocks.push(thread.allocate_one(heap, class).unwrap());
+                }
+                let other = blocks.pop().unwrap();
+                assert_eq!(slab.free_count(), 0);
+                let (half, rest) = blocks.split_at(blocks.len() / 2);
+                let twice = [half, &half[..1], &[other], rest].concat();
+                assert_eq!(slab.free_blocks(base, &twice), (half.len() + 1, 1));
+                assert_eq!(slab.free_count() as usize, half.len());
+                let all: Vec<_> = blocks.iter().rev().copied().collect();
+                assert_eq!(slab.free_blocks(base, &all), (all.len(), half.len() as u32));
+                assert_eq!(slab.free_count(), class.blocks());
+                assert!((0..class.blocks()).all(|index| slab.is_free(index)));
+            }
+        });
+    }
 }

@@ -78,6 +78,12 @@ enum Names {
     Fresh,
 }
 
+fn publishes(scene: &Scene<'_>) {
+    stepped(scene, warm, |alloc, _| {
+        Roots::of(alloc).publish(VICTIM, VALUE).unwrap();
+    });
+}
+
 const PLAIN: Case = Case { name: "", given: &[], left: &[], life: |_| (), roots: Names::Directory };
 
 fn get(alloc: &ThreadLocalAllocator, size: usize) -> u64 {
@@ -289,15 +295,7 @@ const CASES: &[Case] = &[
         },
         ..PLAIN
     },
-    Case {
-        name: "publish",
-        life: |scene| {
-            stepped(scene, warm, |alloc, _| {
-                Roots::of(alloc).publish(VICTIM, VALUE).unwrap();
-            });
-        },
-        ..PLAIN
-    },
+    Case { name: "publish", life: publishes, ..PLAIN },
     Case {
         name: "publish a run",
         life: |scene| {
@@ -310,16 +308,7 @@ const CASES: &[Case] = &[
         },
         ..PLAIN
     },
-    Case {
-        name: "the first publication",
-        life: |scene| {
-            stepped(scene, warm, |alloc, _| {
-                Roots::of(alloc).publish(VICTIM, VALUE).unwrap();
-            });
-        },
-        roots: Names::Fresh,
-        ..PLAIN
-    },
+    Case { name: "the first publication", life: publishes, roots: Names::Fresh, ..PLAIN },
     Case {
         name: "unpublish, free",
         life: |scene| {
