@@ -24,6 +24,7 @@
 use core::alloc::Layout;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
 use crate::heap::process::MAX_RUN;
@@ -373,6 +374,19 @@ pub(crate) fn class_for(size: usize) -> ClassId {
     class_at(bin_offset(size))
 }
 
+/// Moves the top of a bin by so many slots, in one instruction: the compiler would add to the top that
+/// it knows and store that, which are two, but it does not take what an atomic holds for known. It
+/// costs no time where it comes before the slot is used (after it, pairs take a quarter longer).
+///
+/// # Safety
+/// The bin is the calling thread's.
+#[inline(always)]
+unsafe fn move_top(bin: *mut Bin, slots: isize) {
+    // SAFETY: the caller's bin; only its thread uses it.
+    let top = unsafe { AtomicPtr::from_ptr(&raw mut (*bin).top) };
+    top.store(top.load(Relaxed).wrapping_offset(slots), Relaxed);
+}
+
 /// Takes a block out of the bin at `offset`; null if it has none.
 ///
 /// # Safety
@@ -384,9 +398,11 @@ pub(crate) unsafe fn pop(cache: *mut ThreadCache, offset: usize) -> *mut u8 {
     unsafe {
         let bin = cache.byte_add(offset).cast::<Bin>();
         let top = (*bin).top;
+        move_top(bin, -1);
         let block = *top;
-        if !block.is_null() {
-            (*bin).top = top.sub(1);
+        if block.is_null() {
+            // Below the null slot there is nothing.
+            move_top(bin, 1);
         }
         block
     }
@@ -406,8 +422,8 @@ pub(crate) unsafe fn push(cache: *mut ThreadCache, offset: usize, block: *mut u8
         if top >= (*bin).limit {
             return false;
         }
+        move_top(bin, 1);
         *top.add(1) = block;
-        (*bin).top = top.add(1);
         true
     }
 }
