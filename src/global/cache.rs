@@ -24,12 +24,11 @@
 use core::alloc::Layout;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
 use crate::heap::process::MAX_RUN;
 use crate::heap::thread::{BATCH, ThreadHeap};
-use crate::sync::atomic::AtomicU32;
+use crate::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 use crate::sync::gate::Visits;
 
 /// Most regions that one process's heap can have.
