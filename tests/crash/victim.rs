@@ -1,5 +1,8 @@
 //! A process to kill: forked off, and run instruction by instruction.
 
+#![allow(dead_code)] // every test uses a part
+
+use std::collections::HashMap;
 use std::io::Error;
 
 /// How many instructions a victim may execute before it is killed.
@@ -8,6 +11,73 @@ pub enum Lives {
     Ended(u64),
     /// It was stopped before.
     Stopped,
+}
+
+/// Where a victim is that was to follow another one's [`Path`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Arrival {
+    There,
+    /// At another instruction: no two victims are quite alike.
+    Elsewhere,
+    /// At the end of its operation.
+    Never,
+}
+
+/// Where an operation's instructions are, and how to have one executed up to any of them soon.
+///
+/// A step is two changes of process, 20 us or so; ten thousand of them are more than all else that is
+/// done about a death. So a victim runs, in full speed, to a breakpoint at or before its instruction,
+/// stops there each time that it comes by, and takes steps from there.
+#[derive(Default)]
+pub struct Path {
+    /// The address of each instruction; the first is where the victim stopped.
+    at: Vec<u64>,
+    /// How often an instruction at that address has been reached; 0 where no breakpoint would tell,
+    /// as in the middle of a repeated string instruction.
+    passed: Vec<u32>,
+    /// The instruction for a breakpoint that needs the fewest stops; 0 is the beginning.
+    from: Vec<usize>,
+    /// How often each address has been reached so far.
+    seen: HashMap<u64, u32>,
+}
+
+impl Path {
+    fn push(&mut self, at: u64) {
+        let count = self.at.len();
+        // No breakpoint is where the victim stopped: it would never get on.
+        let passed = match self.seen.get_mut(&at) {
+            _ if self.at.first().is_none_or(|&first| first == at)
+                || self.at.last() == Some(&at) =>
+            {
+                0
+            }
+            Some(passed) => {
+                *passed += 1;
+                *passed
+            }
+            None => *self.seen.entry(at).or_insert(1),
+        };
+        let stops = |from: usize, passed: u32| count - from + passed as usize;
+        let from = match self.from.last() {
+            Some(&last) if passed == 0 || stops(last, self.passed[last]) <= passed as usize => last,
+            Some(_) => count,
+            None => 0,
+        };
+        self.at.push(at);
+        self.passed.push(passed);
+        self.from.push(from);
+    }
+
+    /// Where the repeated instruction begins whose turn `count` is; `count`, if it is none.
+    fn first_of_repeated(&self, count: usize) -> usize {
+        let same = (1..=count).rev().take_while(|&n| self.at[n] == self.at[n - 1]).count();
+        count - same
+    }
+
+    /// How many instructions the operation has, each turn of a repeated one counted.
+    pub fn instructions(&self) -> u64 {
+        self.at.len() as u64 - 1
+    }
 }
 
 /// A forked child. Killed and waited for when dropped.
@@ -89,6 +159,65 @@ impl Victim {
         Lives::Stopped
     }
 
+    /// Executes everything, and says where it was.
+    pub fn record(&self) -> Path {
+        let mut path = Path::default();
+        loop {
+            path.push(self.instruction());
+            if let Lives::Ended(_) = self.step(1) {
+                return path;
+            }
+        }
+    }
+
+    /// Executes `count` instructions of what was [recorded](Victim::record) of another one.
+    pub fn follow(&self, path: &Path, count: u64) -> Arrival {
+        let count = count as usize;
+        let first = path.first_of_repeated(count);
+        let from = path.from[first];
+        let mut steps = count;
+        if from != 0 && self.set_breakpoint(path.at[from]) {
+            for _ in 0..path.passed[from] {
+                if !self.run() {
+                    return Arrival::Never;
+                }
+            }
+            self.clear_breakpoint();
+            steps = first - from;
+            if let Lives::Ended(_) = self.step(steps as u64) {
+                return Arrival::Never;
+            }
+            // As many turns of the repeated instruction, at once.
+            let turns = count - first;
+            let behind = path.at[first..].iter().find(|&&at| at != path.at[first]);
+            if let Some(&behind) =
+                behind.filter(|_| turns != 0 && self.instruction() == path.at[first])
+            {
+                self.repeat(turns as u64);
+                self.set_breakpoint(behind);
+                let at_all = self.run();
+                self.clear_breakpoint();
+                return if at_all { Arrival::There } else { Arrival::Never };
+            }
+            steps = turns;
+        }
+        match self.step(steps as u64) {
+            Lives::Ended(_) => Arrival::Never,
+            Lives::Stopped if self.instruction() == path.at[count] => Arrival::There,
+            Lives::Stopped => Arrival::Elsewhere,
+        }
+    }
+
+    /// Runs to the breakpoint; false where it reached the end of its operation.
+    fn run(&self) -> bool {
+        self.resume(libc::PTRACE_CONT);
+        match self.wait_stop() {
+            libc::SIGTRAP => true,
+            libc::SIGSTOP => false,
+            signal => panic!("the victim got signal {signal}"),
+        }
+    }
+
     /// Kills it. It is dead when this returns, and a zombie until it is dropped.
     pub fn kill(&self) {
         // SAFETY: the pid is that of our child, which nobody has waited for; `info` is a place
@@ -119,6 +248,54 @@ impl Drop for Victim {
         // SAFETY: our child, a zombie by now.
         unsafe { libc::waitpid(self.pid, core::ptr::null_mut(), libc::__WALL) };
     }
+}
+
+/// The processor's registers, as far as they are needed; without them all is done by steps.
+#[cfg(target_arch = "x86_64")]
+mod registers {
+    use core::mem::offset_of;
+
+    use super::Victim;
+
+    const BREAKPOINT: usize = offset_of!(libc::user, u_debugreg);
+    const CONTROL: usize = BREAKPOINT + 7 * 8;
+
+    impl Victim {
+        /// The address of the instruction that is next.
+        pub(super) fn instruction(&self) -> u64 {
+            let at = offset_of!(libc::user, regs) + offset_of!(libc::user_regs_struct, rip);
+            // SAFETY: the child is stopped; the result is a register of its.
+            unsafe { libc::ptrace(libc::PTRACE_PEEKUSER, self.pid, at, 0) as u64 }
+        }
+        fn set(&self, register: usize, value: u64) -> bool {
+            // SAFETY: the child is stopped; the kernel checks what a debug register gets.
+            unsafe { libc::ptrace(libc::PTRACE_POKEUSER, self.pid, register, value) == 0 }
+        }
+        /// It stops before it executes what is at `address`. Whether there is such a thing.
+        pub(super) fn set_breakpoint(&self, address: u64) -> bool {
+            self.set(BREAKPOINT, address) && self.set(CONTROL, 1)
+        }
+        /// The repeated instruction that is next is to be done `turns` times.
+        pub(super) fn repeat(&self, turns: u64) {
+            let count = offset_of!(libc::user, regs) + offset_of!(libc::user_regs_struct, rcx);
+            assert!(self.set(count, turns), "{}", std::io::Error::last_os_error());
+        }
+        pub(super) fn clear_breakpoint(&self) {
+            assert!(self.set(CONTROL, 0), "{}", std::io::Error::last_os_error());
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Victim {
+    fn instruction(&self) -> u64 {
+        0
+    }
+    fn set_breakpoint(&self, _address: u64) -> bool {
+        false
+    }
+    fn clear_breakpoint(&self) {}
+    fn repeat(&self, _turns: u64) {}
 }
 
 /// The calling process is killed when its parent ends: nothing stays behind a test that fails.
