@@ -374,7 +374,7 @@ fn become_writer(region: &Region, shared: &Shared) -> Result<Option<ByteLock>> {
         .writer
         .compare_exchange(before, CLAIMED | locked, Ordering::AcqRel, Ordering::Relaxed)
         .map_err(|_| Error::AlreadyExists)?;
-    let own = Described::own(true);
+    let own = Described::own();
     shared.writer_start.store(own.start_time, Ordering::Relaxed);
     shared.namespace.store(own.namespace, Ordering::Relaxed);
     shared.writer.store(own.pid | locked, Ordering::Release);

@@ -106,10 +106,6 @@ unsafe extern "C" fn child() {
     if is_refused() {
         return go_without();
     }
-    let pid = os::process_id();
-    // Nobody else sees private memory, so nobody asks.
-    let is_shared = HEAP.parts().any(|part| part.heap.region().is_shared());
-    let started = if is_shared { os::process_start_time(pid).unwrap_or(0) } else { 0 };
     for (index, part) in HEAP.parts().enumerate() {
         // SAFETY: the heap's lock is held since `prepare`.
         let copy = unsafe { (*COPIES.0.get())[index].take() };
@@ -117,7 +113,7 @@ unsafe extern "C" fn child() {
             // SAFETY: a forked child has one thread, and it is here.
             unsafe { part.heap.region().become_copy(copy) };
         }
-        part.heap.fork_child(part.process, pid, started);
+        part.heap.fork_child(part.process);
         part.shared_lock.unlock_raw();
     }
     HEAP.adopt_orphans();

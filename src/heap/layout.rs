@@ -697,16 +697,18 @@ impl RegionHeap {
     }
     /// In the child, whose copy of the region it is now: frees them whoever held them, and enters
     /// the child as the process in the slot. What belongs to others stays as it is.
-    pub(crate) fn fork_child(&self, process: ProcessSlot, pid: u32, started: u64) {
+    pub(crate) fn fork_child(&self, process: ProcessSlot) {
         self.source().lock.reset();
         self.source().reaper.reset();
         self.source().roots_lock.reset();
         self.detach_others(process);
         let block = self.process(process);
         block.lock.reset();
-        block.pid.store(pid, Ordering::Relaxed);
-        block.start_time.store(started, Ordering::Relaxed);
-        block.namespace.store(os::pid_namespace(), Ordering::Relaxed);
+        // Nobody else sees private memory, so nobody asks.
+        let own = os::identity(self.region().is_shared());
+        block.pid.store(own.pid, Ordering::Relaxed);
+        block.start_time.store(own.start_time, Ordering::Relaxed);
+        block.namespace.store(own.namespace, Ordering::Relaxed);
         // The byte that the parent has locked is one of the parent's file.
         block.watched.store(0, Ordering::Relaxed);
         block.program.store(0, Ordering::Relaxed);

@@ -31,7 +31,7 @@ use super::layout::{ProcessSlot, RegionHeap};
 use super::process::{LEAVING, SLOT_OTHERS, SLOT_UNWATCHED};
 use super::process::{ProcessBlock, SLOT_CLAIMED, SLOT_DYING, SLOT_FREE, SLOT_LIVE};
 use crate::base::{Error, Result};
-use crate::os::{self, ByteLock, Presence};
+use crate::os::{self, ByteLock, Identity, Presence};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
 use crate::sync::shm_lock::Holder;
 
@@ -89,13 +89,10 @@ pub(crate) struct Described {
 }
 
 impl Described {
-    /// The calling process; only its pid, where nobody asks for more.
-    pub(crate) fn own(asked_for: bool) -> Described {
-        let pid = os::process_id();
-        let namespace = if asked_for { os::pid_namespace() } else { 0 };
-        // Without its own `/proc` it would read another process's time.
-        let started = if namespace == 0 { None } else { os::process_start_time(pid) };
-        Described { pid, start_time: started.unwrap_or(0), namespace }
+    /// The calling process.
+    pub(crate) fn own() -> Described {
+        let Identity { pid, start_time, namespace, .. } = os::identity(true);
+        Described { pid, start_time, namespace }
     }
 
     /// Whether the process lives, by the process table; `None` where that cannot tell.
@@ -188,13 +185,12 @@ impl RegionHeap {
         // Only the slot's own threads ever take it.
         block.lock.reset();
         // Who is alone is not asked for.
-        let own = Described::own(self.region().is_shared());
+        let own = os::identity(self.region().is_shared());
         block.pid.store(own.pid, Relaxed);
         block.start_time.store(own.start_time, Relaxed);
         block.namespace.store(own.namespace, Relaxed);
         block.watched.store(lock.is_some() as u32, Relaxed);
-        let program = if lock.is_some() { os::program_of(own.pid) } else { 0 };
-        block.program.store(program, Relaxed);
+        block.program.store(if lock.is_some() { own.program } else { 0 }, Relaxed);
         block.global.store(joining.global, Relaxed);
         block.open_account(joining.max_bytes, joining.max_blocks);
         let number = self.fresh_number();

@@ -71,7 +71,7 @@ impl Region {
         entry.id = AllocatorId::new(os::random_u64() as u32 ^ os::process_id(), 0);
         entry.nonce = os::random_u64();
         registry::replace(self.record(), &entry);
-        let pid = os::process_id();
+        let os::Identity { pid, start_time, .. } = os::identity(true);
         let header = self.header();
         let engine = (header.engine_kind.load(Ordering::Relaxed), &header.engine_offset);
         let offset = engine.1.load(Ordering::Relaxed);
@@ -83,7 +83,7 @@ impl Region {
             base,
             pid,
             kind: entry.kind,
-            start_time: os::process_start_time(pid).unwrap_or(0),
+            start_time,
             nonce: entry.nonce,
             payload: entry.payload,
         };

@@ -91,9 +91,8 @@ pub(super) fn facts(
     id: AllocatorId,
     payload: usize,
 ) -> Facts {
-    let pid = os::process_id();
     // To ask takes longer than the rest of it all, and nobody else will see private memory.
-    let start_time = if kind.is_shared() { os::process_start_time(pid).unwrap_or(0) } else { 0 };
+    let os::Identity { pid, start_time, .. } = os::identity(kind.is_shared());
     Facts { len, id, base, pid, kind, start_time, nonce: os::random_u64(), payload }
 }
 

@@ -8,7 +8,7 @@ use hshm::{
 };
 
 use super::support::turn;
-use super::victim::{Arrival, Lives, Victim, stay_on_one_processor, stop};
+use super::victim::{Arrival, Lives, Path, Victim, stay_on_one_processor, stop};
 use super::work::{allocate, check, free, layout, operate};
 
 const CTX: MemContext = MemContext::DEFAULT;
@@ -512,15 +512,20 @@ fn run(case: &Case, form: Form) -> Figures {
             core::mem::replace(home, Home::new(case)).end(case);
         }
     };
-    let path = home.die_after(case, Victim::record, u64::MAX, form.operations);
-    renew(&mut home);
+    // In one that takes so long the time may come to look for the dead once more.
+    let paths: [Path; 3] = core::array::from_fn(|_| {
+        let path = home.die_after(case, Victim::record, u64::MAX, form.operations);
+        renew(&mut home);
+        path
+    });
+    let path = paths.iter().min_by_key(|path| path.instructions()).unwrap();
     let instructions = path.instructions();
-    let (mut deaths, mut elsewhere) = (1, 0);
+    let (mut deaths, mut elsewhere) = (paths.len() as u64, 0);
     // All of them where there are no more; otherwise evenly, with the first.
     let offsets = form.offsets.min(instructions);
     for index in (form.part..offsets).step_by(form.of as usize) {
         let count = (index as u128 * instructions as u128 / offsets as u128) as u64;
-        let follow = |victim: &Victim| victim.follow(&path, count);
+        let follow = |victim: &Victim| victim.follow(path, count);
         let mut arrival = home.die_after(case, follow, count, form.operations);
         renew(&mut home);
         if arrival == Arrival::Never {

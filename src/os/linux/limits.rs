@@ -1,7 +1,8 @@
 //! What the system lets this process have.
 #![allow(unsafe_code)] // getrlimit
 
-use super::{page_size, read_small_file};
+use super::{monotonic_coarse_ns, page_size, read_small_file};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::futex::KeepErrno;
 
 /// Largest file this process may make, in bytes (`RLIMIT_FSIZE`); `u64::MAX` without a limit.
@@ -37,13 +38,23 @@ pub(crate) fn address_room() -> u64 {
     }
 }
 
-/// The system's overcommit mode: 0 a guess, 1 always, 2 never beyond the commit limit.
+/// The system's overcommit mode: 0 a guess, 1 always, 2 never beyond the commit limit. As it was a
+/// second ago at most.
 pub(crate) fn overcommit_mode() -> u8 {
+    const SECOND: u64 = 1_000_000_000;
+    /// When it was asked for last, with the answer + 1 in the lowest bits.
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    let (now, seen) = (monotonic_coarse_ns() & !3, SEEN.load(Ordering::Relaxed));
+    if seen != 0 && now.wrapping_sub(seen & !3) < SECOND {
+        return (seen & 3) as u8 - 1;
+    }
     let mut buffer = [0; 8];
-    match read_small_file(c"/proc/sys/vm/overcommit_memory", &mut buffer) {
+    let mode = match read_small_file(c"/proc/sys/vm/overcommit_memory", &mut buffer) {
         Ok([mode @ b'0'..=b'2', ..]) => mode - b'0',
         _ => 0,
-    }
+    };
+    SEEN.store(now | u64::from(mode + 1), Ordering::Relaxed);
+    mode
 }
 
 /// The decimal number that `text` begins with.
@@ -64,7 +75,10 @@ mod tests {
     fn asks_the_system() {
         assert!(file_limit() > 0 && address_limit() > 0 && address_room() > 0);
         assert!(address_use().unwrap() > 1 << 20);
-        assert!(overcommit_mode() <= 2);
+        let mode = overcommit_mode();
+        assert!(mode <= 2);
+        // Kept, and asked for.
+        assert_eq!((overcommit_mode(), overcommit_mode()), (mode, mode));
     }
 
     #[test]

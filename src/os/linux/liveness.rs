@@ -95,27 +95,32 @@ pub(crate) fn presence(pid: u32) -> Presence {
 /// itself. 0 where it cannot be told (no `/proc`, no right to know). The same for two programs where
 /// nothing is random (`setarch -R`) or by accident.
 pub(crate) fn program_of(pid: u32) -> u32 {
-    let Ok(mut path) = Name::<40>::of(&[b"/proc/"]) else { return 0 };
-    if path.push_number(u64::from(pid)).and_then(|()| path.push(b"/stat")).is_err() {
-        return 0;
-    }
-    let mut buffer = [0; 1024];
-    read_small_file(path.as_c_str(), &mut buffer).ok().and_then(read_program).unwrap_or(0)
+    read_own_stat(pid).map_or(0, |(_, program)| program)
 }
 
-/// Fields 26 to 28 of a line of `/proc/<pid>/stat`: where the code is, and where the stack begins, which
-/// nobody changes (what is behind them is changed to show other names and arguments).
-fn read_program(line: &[u8]) -> Option<u32> {
+/// When a process that is there started, and what [`program_of`] says of it.
+pub(super) fn read_own_stat(pid: u32) -> Option<(u64, u32)> {
+    let mut path = Name::<40>::of(&[b"/proc/"]).ok()?;
+    path.push_number(u64::from(pid)).and_then(|()| path.push(b"/stat")).ok()?;
+    let mut buffer = [0; 1024];
+    read_program(read_small_file(path.as_c_str(), &mut buffer).ok()?)
+}
+
+/// Field 22 of a line of `/proc/<pid>/stat`, and of fields 26 to 28 a number: where the code is, and
+/// where the stack begins, which nobody changes (what is behind them is changed to show other names and
+/// arguments). 0 where the kernel does not say that.
+fn read_program(line: &[u8]) -> Option<(u64, u32)> {
     let end = line.iter().rposition(|&byte| byte == b')')?;
     let mut fields = line.get(end + 1..)?.split(|&byte| byte == b' ').filter(|f| !f.is_empty());
     let mut next = |skip| fields.nth(skip).and_then(number);
-    let (code, end, stack) = (next(26 - 3)?, next(0)?, next(0)?);
+    let start_time = next(22 - 3)?;
+    let (code, end, stack) = (next(26 - 23)?, next(0)?, next(0)?);
     if stack == 0 {
-        return None;
+        return Some((start_time, 0));
     }
     let mix =
         |one: u64, other: u64| (one ^ other).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
-    Some((mix(mix(mix(1, code), end), stack) >> 32) as u32 | 1)
+    Some((start_time, (mix(mix(mix(1, code), end), stack) >> 32) as u32 | 1))
 }
 
 /// Reads a line of `/proc/<pid>/stat`. A process whose first thread has ended is a zombie in name
@@ -272,14 +277,15 @@ mod tests {
     #[test]
     fn what_a_process_runs() {
         let line = |code: u64, stack: u64| {
-            format!("7 (a) b) ) S{} {code} 99 {stack} 29 30", " 1".repeat(22))
+            let between = " 1".repeat(18);
+            format!("7 (a) b) ) S{between} 4242 23 24 25 {code} 99 {stack} 29 30")
         };
         let read = |code, stack| read_program(line(code, stack).as_bytes());
-        assert!(read(4096, 5000).is_some_and(|program| program != 0));
+        assert!(read(4096, 5000).is_some_and(|(started, program)| started == 4242 && program != 0));
         assert_eq!(read(4096, 5000), read(4096, 5000));
         assert_ne!(read(4096, 5000), read(4096, 5016));
         assert_ne!(read(4096, 5000), read(8192, 5000));
-        assert_eq!((read(1, 0), read_program(b"7 (a) S 1")), (None, None));
+        assert_eq!((read(1, 0), read_program(b"7 (a) S 1")), (Some((4242, 0)), None));
         assert_ne!(program_of(process_id()), 0);
         assert_eq!(program_of(process_id()), program_of(process_id()));
         assert_eq!(program_of(u32::MAX), 0);

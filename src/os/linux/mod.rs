@@ -4,6 +4,7 @@
 #[cfg(feature = "c-api")]
 mod c_library;
 mod file;
+mod identity;
 mod limits;
 mod liveness;
 mod mem;
@@ -15,6 +16,7 @@ mod thread;
 #[cfg(feature = "c-api")]
 pub(crate) use c_library::*;
 pub(crate) use file::*;
+pub(crate) use identity::*;
 pub(crate) use limits::*;
 pub(crate) use liveness::*;
 pub(crate) use mem::*;
