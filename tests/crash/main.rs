@@ -6,8 +6,8 @@
 //! cargo test --release --test crash -- --include-ignored --nocapture
 //! ```
 //!
-//! `steps` single-steps a process through one operation with ptrace, kills it after a number of
-//! instructions, and has the survivors go on; `load` kills processes that exchange blocks; `detect`
+//! `steps` has a process execute a number of an operation's instructions, by ptrace, kills it there, and
+//! has the survivors go on; `load` kills processes that exchange blocks; `detect`
 //! holds the cases in which it is not obvious who is dead.
 #![allow(unsafe_code)] // ptrace, fork, and use of what was allocated
 #![allow(unreachable_pub)] // the modules of one program
