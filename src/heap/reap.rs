@@ -49,12 +49,12 @@ use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use super::process::{SLOT_DYING, SLOT_LIVE};
 use super::remote;
 use super::slab::Slab;
-use super::thread::ThreadHeap;
+use super::thread::{ThreadBlock, ThreadHeap};
 use crate::base::Result;
 use crate::base::bits::run_mask;
 use crate::base::classes::{CLASSES, ClassId};
 use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK};
-use crate::sync::atomic::{AtomicU32, Ordering, Ordering::Relaxed};
+use crate::sync::atomic::{Ordering, Ordering::Relaxed};
 
 /// Whoever needs memory looks for the dead at most this often.
 const LOOK_INTERVAL_NS: u64 = 100_000_000;
@@ -332,19 +332,55 @@ impl RegionHeap {
                 };
                 self.set_entry(GranuleIdx(head.0 + distance), own);
             }
-            self.forget_dead_announcer(&desc.pending);
         }
+        self.forget_dead_announcer(head);
         (count, live)
     }
 
-    /// A slab of a gone process is on no list that its thread blocks had. If a dead one was about to
-    /// announce it, nobody else could any more.
-    fn forget_dead_announcer(&self, pending: &AtomicU32) {
-        let number = pending.load(Ordering::SeqCst);
-        if number != 0 && !self.is_number_alive(number) {
-            // A living one that came in between announces it itself.
-            let _ = pending.compare_exchange(number, 0, Ordering::SeqCst, Relaxed);
-        }
+    /// Where a dead process was about to announce what begins at `head`, or to take it off a list that it had
+    /// taken, nobody else could announce it any more: from now on somebody can. True where it was so.
+    ///
+    /// One that is on a list with a dead one's number stays as it is: whoever takes the list sees to it. (It
+    /// may be another's list than its owner's: a push may come late.) The exchange cannot go wrong
+    /// behind the look: nobody puts a dead one's number in a slab, and whoever takes a list puts its
+    /// own in each first. So one that still has the number was on no list, or is found on it.
+    #[inline]
+    pub(super) fn forget_dead_announcer(&self, head: GranuleIdx) -> bool {
+        let number = self.desc(head).pending.load(Ordering::SeqCst);
+        number != 0 && self.forget_announcer(head, number)
+    }
+
+    #[cold]
+    fn forget_announcer(&self, head: GranuleIdx, number: u32) -> bool {
+        let pending = &self.desc(head).pending;
+        !self.is_number_alive(number)
+            && !self.is_on_a_list(head)
+            && pending.compare_exchange(number, 0, Ordering::SeqCst, Relaxed).is_ok()
+    }
+
+    /// Whether a slab or a run is on the list of any thread block.
+    fn is_on_a_list(&self, head: GranuleIdx) -> bool {
+        let high = self.source().blocks_high.load(Ordering::Acquire).min(self.block_count());
+        let blocks = (1..high).map(|id| BlockId(id as u16)).chain([self.estate_block()]);
+        blocks.map(|id| self.block(id).returned.load(Ordering::SeqCst)).any(|first| {
+            let mut at = first;
+            // A damaged list ends, too.
+            (0..self.granules())
+                .map_while(|_| {
+                    let here = self.slab_at(at, 1)?;
+                    at = self.desc(here).remote_next.load(Ordering::Acquire);
+                    Some(here)
+                })
+                .any(|here| here == head)
+        })
+    }
+
+    /// Takes what others announced to a thread block; see [`remote::take_list`].
+    pub(super) fn take_returned(&self, block: &ThreadBlock) -> u32 {
+        remote::take_list(&block.returned, self.own.number(), self.granules(), |link| {
+            let desc = self.desc(self.slab_at(link, 1)?);
+            Some((&desc.pending, &desc.remote_next))
+        })
     }
 
     /// A block of whole chunks; gives how many chunks are free now.
@@ -466,7 +502,7 @@ impl RegionHeap {
     /// announced there. The estate's own stays announced where there is something to merge, for whoever
     /// adopted its chunk.
     pub(super) fn drain(&self, id: BlockId) {
-        let mut at = remote::take_list(&self.block(id).returned);
+        let mut at = self.take_returned(self.block(id));
         let mut left = self.granules();
         while at != 0 && at <= self.granules() && left > 0 {
             left -= 1;
@@ -486,18 +522,11 @@ impl RegionHeap {
 impl ThreadHeap {
     /// After a death: takes in what was returned to this heap's slabs and runs and cannot be
     /// announced, since it is marked as announced by a process that died on the way.
-    ///
-    /// The heap's list was taken after the death, so what the dead one did put on it is done with.
     #[cold]
     pub(super) fn rescue(&mut self, heap: &RegionHeap) {
         let id = self.id();
         heap.for_each_head(|head, entry| {
-            let desc = heap.desc(head);
-            let number = desc.pending.load(Ordering::SeqCst);
-            if entry.owner() != id || number == 0 || heap.is_number_alive(number) {
-                return;
-            }
-            if desc.pending.compare_exchange(number, 0, Ordering::SeqCst, Relaxed).is_err() {
+            if entry.owner() != id || !heap.forget_dead_announcer(head) {
                 return;
             }
             match entry.kind() {
@@ -515,5 +544,165 @@ impl ThreadHeap {
                 _ => {}
             }
         });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::layout::TableSizes;
+    use super::super::liveness::Joining;
+    use super::*;
+    use crate::base::classes::class_index;
+    use crate::base::units::MIB;
+    use crate::region::{Backend, MemfdBackend, Region, RegionOptions};
+
+    /// A process, as the others see one: this one under another number.
+    struct Peer {
+        heap: RegionHeap,
+        slot: ProcessSlot,
+        thread: ThreadHeap,
+    }
+
+    impl Peer {
+        fn new(region: Region, attach: bool) -> Peer {
+            let mut heap = if attach {
+                RegionHeap::attach(region).unwrap()
+            } else {
+                RegionHeap::create(region, TableSizes::default()).unwrap()
+            };
+            let joining = Joining { max_blocks: 4, ..Joining::default() };
+            let slot = heap.register(joining).unwrap();
+            let thread = ThreadHeap::new(heap.take_block(slot).unwrap(), slot);
+            Peer { heap, slot, thread }
+        }
+        /// Some who have a heap together.
+        fn several<const N: usize>() -> [Peer; N] {
+            let options = RegionOptions::new().capacity(24 * MIB);
+            let region = MemfdBackend::create("", &options).unwrap();
+            core::array::from_fn(|index| match index {
+                0 => Peer::new(region.clone(), false),
+                _ => {
+                    let again = Region::attach_token(&region.token().unwrap(), &options).unwrap();
+                    Peer::new(again, true)
+                }
+            })
+        }
+        /// From now on nobody finds this process, and it does nothing more.
+        fn die(&self) {
+            self.heap.process(self.slot).start_time.store(1, Relaxed);
+        }
+        /// Blocks of so many slabs, all that there are: the offsets of each slab's.
+        fn slabs(&mut self, count: usize) -> Vec<Vec<usize>> {
+            let class = class();
+            let slab = |_| {
+                let block = |_| self.thread.allocate_one(&self.heap, class).unwrap().addr();
+                (0..class.blocks()).map(block).map(|at| at - self.heap.base().addr()).collect()
+            };
+            (0..count).map(slab).collect()
+        }
+        fn free(&self, offset: usize) {
+            match self.heap.find_block(offset) {
+                Ok(Block::Small { head, class, owner, index }) => {
+                    assert!(self.heap.return_block(head, class, owner, index));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        /// How many blocks it has in hand after a look at what came back.
+        fn collected(&mut self, slabs: &[Vec<usize>]) -> u32 {
+            self.thread.collect(&self.heap);
+            let free = |slab: &Vec<usize>| self.heap.desc(head(slab[0])).free.load(Relaxed);
+            slabs.iter().map(free).sum()
+        }
+        fn pending(&self, offset: usize) -> &crate::sync::atomic::AtomicU32 {
+            &self.heap.desc(head(offset)).pending
+        }
+        fn returned(&self) -> &ThreadBlock {
+            self.heap.block(self.thread.id())
+        }
+        /// Puts a slab on this one's list, as `freer` does it.
+        fn push(&self, offset: usize, freer: &Peer) {
+            let desc = self.heap.desc(head(offset));
+            let list = &self.returned().returned;
+            let number = freer.heap.own.number();
+            let link = head(offset).0 + 1;
+            assert!(remote::announce(&desc.pending, &desc.remote_next, list, link, number));
+        }
+    }
+
+    /// Eight blocks of 8 KiB a slab.
+    fn class() -> ClassId {
+        ClassId::new(class_index(8192))
+    }
+    fn head(offset: usize) -> GranuleIdx {
+        GranuleIdx((offset / GRANULE) as u32)
+    }
+
+    /// An owner dies with a list that it took, on which living ones had put slabs: whoever has the place
+    /// next hears of what is freed there.
+    #[test]
+    fn a_list_that_died_with_its_taker() {
+        let [mut one, mut two, dead] = Peer::several();
+        let mut dead = dead;
+        let slabs = dead.slabs(3);
+        slabs.iter().for_each(|slab| two.free(slab[0]));
+        assert_ne!(dead.heap.take_returned(dead.returned()), 0);
+        dead.die();
+        assert_eq!(two.heap.reap(two.slot).processes, 1);
+        let again = one.slabs(3);
+        assert_eq!(again, slabs, "not the same place");
+        again.iter().for_each(|slab| two.free(slab[0]));
+        assert_eq!(one.collected(&again), 3);
+        drop(two.slabs(1));
+    }
+
+    /// One dies that was about to announce what is not there any more: neither a slab nor a run that
+    /// begins there later is taken for announced.
+    #[test]
+    fn a_place_that_a_dead_one_was_about_to_announce() {
+        let [mut one, two, dead] = Peer::several();
+        let place = one.slabs(1)[0][0];
+        let [next, run] = [1, 2].map(|granules| place + granules * GRANULE);
+        let number = dead.heap.own.number();
+        [next, run].iter().for_each(|&at| one.pending(at).store(number, Relaxed));
+        dead.die();
+        assert_eq!(two.heap.reap(two.slot).processes, 1);
+        // Nothing is there, so nobody can have found anything.
+        one.thread.collect(&one.heap);
+        let slab = one.slabs(1);
+        assert_eq!(slab[0][0], next);
+        two.free(slab[0][0]);
+        assert_eq!(one.collected(&slab), 1);
+        let taken = one.thread.allocate_run(&one.heap, GRANULE, 1, 0).unwrap().0;
+        assert_eq!(taken, head(run));
+        assert!(two.heap.return_foreign_run(taken, one.thread.id()));
+        one.thread.collect(&one.heap);
+        assert!(!one.heap.desc(taken).is_run_returned());
+    }
+
+    /// A slab that changed hands is on its old owner's list still when the one who put it there is
+    /// dead. Its new owner leaves it there: the two lists do not become one.
+    #[test]
+    fn a_late_push_of_a_dead_one() {
+        let [mut old, mut new, dead] = Peer::several();
+        let slabs = new.slabs(3);
+        let others = old.slabs(1);
+        // What is behind the slab on the old owner's list, and on the new one's.
+        new.free(others[0][0]);
+        old.push(slabs[0][0], &dead);
+        dead.die();
+        assert_eq!(old.heap.reap(old.slot).processes, 1);
+        assert_eq!(new.collected(&slabs), 0);
+        for slab in &slabs {
+            old.free(slab[1]);
+        }
+        // Both look, in this order: nothing is lost, and nothing has to be freed again to be seen.
+        assert_eq!(old.collected(&others), 1);
+        assert_eq!(new.collected(&slabs), 3);
+        for at in slabs.iter().chain(&others).map(|slab| slab[0]) {
+            assert_eq!(old.pending(at).load(Relaxed), 0);
+        }
+        old.free(slabs[0][2]);
+        assert_eq!(new.collected(&slabs), 4);
     }
 }

@@ -41,6 +41,7 @@ impl RegionHeap {
             return Err(error);
         }
         let desc = self.desc(taken.first);
+        self.forget_dead_announcer(taken.first);
         desc.init_run(count, taken.committed);
         if let Err(error) = self.commit_run(taken.first, size) {
             desc.run_granules.store(0, Relaxed);

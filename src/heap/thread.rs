@@ -351,6 +351,7 @@ impl ThreadHeap {
             return Err(error);
         }
         let slab = Slab::new(heap, taken.first, class);
+        heap.forget_dead_announcer(taken.first);
         slab.init(taken.committed, taken.zeroed);
         slab.set_listing(Listing::Current);
         // One block must be possible, or the slab is of no use: find out before it counts.
@@ -504,7 +505,7 @@ impl ThreadHeap {
         // Before the list is taken: what the dead announced is on it.
         let deaths = heap.source().deaths.load(Ordering::Acquire);
         let block = heap.block(self.id);
-        let mut at = remote::take_list(&block.returned);
+        let mut at = heap.take_returned(block);
         // A sound list has every granule at most once; a damaged one must end too.
         let mut left = heap.granules();
         while at != 0 && at <= heap.granules() && left > 0 {
