@@ -169,11 +169,10 @@ fn byte(kind: i32, index: u64) -> libc::flock {
     }
 }
 
-/// A descriptor of the file behind `fd` whose file description has byte `index` locked; where another
-/// one has a lock that stands against it, [`Error::AlreadyExists`].
-fn open_locked(fd: i32, kind: i32, index: u64) -> Result<Fd> {
+/// A descriptor of the file behind `fd` with a file description of its own: the one behind `fd` may be
+/// shared with other processes.
+fn open_own(fd: i32) -> Result<Fd> {
     let _errno = KeepErrno::new();
-    // A file description of its own: the one behind `fd` may be shared with other processes.
     let mut path = Name::<40>::of(&[b"/proc/self/fd/"])?;
     path.push_number(u64::try_from(fd).map_err(|_| Error::NotFound)?)?;
     let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
@@ -183,11 +182,15 @@ fn open_locked(fd: i32, kind: i32, index: u64) -> Result<Fd> {
         return Err(super::last_error(0));
     }
     // SAFETY: it was just opened, and is nobody else's.
-    let mut own = unsafe { Fd::from_raw(opened) };
-    if own.raw() < 3 {
-        // The places of the standard streams are the program's.
-        own = duplicate(own.raw())?;
-    }
+    let own = unsafe { Fd::from_raw(opened) };
+    // The places of the standard streams are the program's.
+    if own.raw() < 3 { duplicate(own.raw()) } else { Ok(own) }
+}
+
+/// Locks byte `index` for a file description; where another one has a lock that stands against it,
+/// [`Error::AlreadyExists`].
+fn lock(own: &Fd, kind: i32, index: u64) -> Result<()> {
+    let _errno = KeepErrno::new();
     let lock = byte(kind, index);
     // SAFETY: the descriptor is open, the description of the lock is valid.
     if unsafe { libc::fcntl(own.raw(), libc::F_OFD_SETLK, &lock) } != 0 {
@@ -196,24 +199,57 @@ fn open_locked(fd: i32, kind: i32, index: u64) -> Result<Fd> {
             _ => super::last_error(0),
         });
     }
-    Ok(own)
+    Ok(())
 }
 
 /// A share in the lock of byte `index`: many may have one. It ends when the descriptor and all copies
 /// of it are closed, so a forked child has a share as long as it lives.
 pub(crate) fn share_byte(fd: i32, index: u64) -> Result<Fd> {
-    open_locked(fd, libc::F_RDLCK, index)
+    let own = open_own(fd)?;
+    lock(&own, libc::F_RDLCK, index)?;
+    Ok(own)
 }
+
+/// How often to open the file anew where another thread forks at the same time, and the pause before each
+/// other try, in nanoseconds.
+const TRIES: u32 = 100;
+const PAUSE: u64 = 1_000_000;
 
 impl ByteLock {
     /// Locks byte `index` of the file behind `fd`, if nobody has it: [`Error::AlreadyExists`].
     pub(crate) fn take(fd: i32, index: u64) -> Result<ByteLock> {
-        let own = open_locked(fd, libc::F_WRLCK, index)?;
         let generation = super::fork_generation();
-        let info = super::stat(&own)?;
-        let file = (info.inode, info.device);
-        at_fork_close(own.raw(), file);
-        Ok(ByteLock { fd: Some(own), file, index, generation })
+        let (own, file) = Self::open_for_this_process(fd)?;
+        // From here on dropping it forgets the descriptor, too.
+        let taken = ByteLock { fd: Some(own), file, index, generation };
+        if let Some(own) = &taken.fd {
+            lock(own, libc::F_WRLCK, index)?;
+        }
+        Ok(taken)
+    }
+
+    /// A description that no forked child shares, not locked yet. A fork between the opening and the note
+    /// that the child is to close it would give the child a share for good: then another one is opened.
+    ///
+    /// Patience ends: the fork that is under way may be waiting for a lock of the caller's. Such a one
+    /// copies no descriptor before the caller is done.
+    fn open_for_this_process(fd: i32) -> Result<(Fd, (u64, u64))> {
+        for left in (0..TRIES).rev() {
+            let before = super::undisturbed_by_forks();
+            let own = open_own(fd)?;
+            #[cfg(test)]
+            tests::opened();
+            let info = super::stat(&own)?;
+            let file = (info.inode, info.device);
+            at_fork_close(own.raw(), file);
+            if left == 0 || before.is_some() && before == super::undisturbed_by_forks() {
+                return Ok((own, file));
+            }
+            super::at_fork_keep(own.raw(), file);
+            drop(own);
+            super::nap(PAUSE);
+        }
+        Err(Error::NotFound)
     }
 
     /// Whether another file description has byte `index` locked, or a share in it; an error where it cannot be told.
@@ -254,6 +290,7 @@ impl Drop for ByteLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
     #[test]
     fn a_line_of_the_process_table() {
@@ -307,6 +344,58 @@ mod tests {
         drop(lock);
         assert_eq!(ByteLock::is_taken(file.raw(), 5), Ok(false));
         drop(copy);
+    }
+
+    /// What happens right after a file was opened for a lock, once.
+    static OPENED: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+    static HELD: AtomicU32 = AtomicU32::new(0);
+
+    pub(super) fn opened() {
+        if !OPENED.swap(core::ptr::null_mut(), Ordering::Relaxed).is_null() {
+            fork_and_stay();
+        }
+    }
+
+    /// A child that stays as long as somebody has the writing end of the pipe.
+    fn fork_and_stay() {
+        // SAFETY: the child makes system calls only, and ends.
+        unsafe {
+            if libc::fork() == 0 {
+                let mut byte = 0u8;
+                libc::read(HELD.load(Ordering::Relaxed) as i32, (&raw mut byte).cast(), 1);
+                libc::_exit(0);
+            }
+        }
+    }
+
+    /// A thread forks while another one is about to take a lock: with the process the lock goes, though
+    /// the child lives on.
+    #[test]
+    fn a_fork_at_the_wrong_moment_gives_no_share() {
+        let file = super::super::memfd_create(c"hshm-test").unwrap();
+        let mut ends = [0; 2];
+        // SAFETY: a place for two descriptors; the child makes system calls and takes the lock, ends,
+        // and is waited for.
+        unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            let child = libc::fork();
+            if child == 0 {
+                libc::close(ends[1]);
+                HELD.store(ends[0] as u32, Ordering::Relaxed);
+                OPENED.store((&raw const HELD).cast_mut().cast(), Ordering::Relaxed);
+                let lock = ByteLock::take(file.raw(), 9);
+                let good = lock.is_ok() && OPENED.load(Ordering::Relaxed).is_null();
+                core::mem::forget(lock);
+                libc::_exit(if good { 0 } else { 1 });
+            }
+            let mut status = -1;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            assert_eq!(status, 0);
+            let taken = ByteLock::is_taken(file.raw(), 9);
+            libc::close(ends[1]);
+            libc::close(ends[0]);
+            assert_eq!(taken, Ok(false));
+        }
     }
 
     #[test]

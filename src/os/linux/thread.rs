@@ -103,17 +103,36 @@ const NEVER: u32 = u32::MAX;
 
 #[cold]
 fn begin_counting_forks() -> Option<u32> {
-    unsafe extern "C" fn nothing() {}
+    unsafe extern "C" fn begins() {
+        BEGUN.fetch_add(1, Ordering::SeqCst);
+    }
+    unsafe extern "C" fn is_over() {
+        OVER.fetch_add(1, Ordering::SeqCst);
+    }
     unsafe extern "C" fn count() {
         GENERATION.fetch_add(1, Ordering::Relaxed);
+        // Those of the parent's other threads go on there.
+        OVER.store(BEGUN.load(Ordering::Relaxed), Ordering::SeqCst);
         close_what_is_the_parents();
     }
     if GENERATION.load(Ordering::Acquire) == NOT_YET {
-        // Two threads may both register; a generation then counts by two, which is as good.
-        let first = if at_fork(nothing, nothing, count).is_ok() { 1 } else { NEVER };
+        // Two threads may both register; all then counts by two, which is as good.
+        let first = if at_fork(begins, is_over, count).is_ok() { 1 } else { NEVER };
         let _ = GENERATION.compare_exchange(NOT_YET, first, Ordering::AcqRel, Ordering::Relaxed);
     }
     Some(GENERATION.load(Ordering::Relaxed)).filter(|&generation| generation != NEVER)
+}
+
+/// Forks of this process that have begun, and those that are over.
+static BEGUN: AtomicU32 = AtomicU32::new(0);
+static OVER: AtomicU32 = AtomicU32::new(0);
+
+/// A number that is the same at two moments where no fork happened in between, and none was under way;
+/// `None` while one is. As far as forks are noticed (see [`fork_generation`]).
+pub(crate) fn undisturbed_by_forks() -> Option<u32> {
+    // In this order: one that begins in between is not over.
+    let over = OVER.load(Ordering::SeqCst);
+    Some(BEGUN.load(Ordering::SeqCst)).filter(|&begun| begun == over)
 }
 
 /// A descriptor that no forked child may keep, and which file it is: where the program has closed it
