@@ -22,6 +22,10 @@ fn limited(test: &str, resource: libc::__rlimit_resource_t, bytes: u64, what: &s
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env("HSHM_TEST_ROLE", format!("{test}={what}"))
         .env("RUST_MIN_STACK", "262144");
+    if resource == libc::RLIMIT_DATA {
+        // What it is about.
+        command.env("HSHM_BACKEND", "private");
+    }
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
     // SAFETY: setrlimit is safe to call between fork and exec.
     unsafe {
@@ -146,6 +150,34 @@ fn a_little_address_space() {
     for mib in [24, 32, 48, 64, 100] {
         limited(TEST, libc::RLIMIT_AS, mib * MIB as u64, "start");
     }
+}
+
+/// The program has private memory, too: the heap takes no more of it than it uses, or a part.
+#[test]
+fn private_memory() {
+    const TEST: &str = "private_memory";
+    const LIMIT: usize = 96 * MIB;
+    if role(TEST).is_some() {
+        assert!(A.regions().all(|region| !region.is_shared()));
+        assert!(A.stats().reserved < LIMIT / 2, "{:?}", A.stats());
+        let own = |bytes| {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: new addresses, of which nobody knows, and which are given back.
+            unsafe {
+                let place = libc::mmap(std::ptr::null_mut(), bytes, access, flags, -1, 0);
+                assert_ne!(place, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+                libc::munmap(place, bytes);
+            }
+        };
+        own(LIMIT / 4);
+        for (size, bytes) in run_out(LIMIT) {
+            assert!(bytes > LIMIT / 8 && bytes < LIMIT, "{size}: {bytes}");
+        }
+        std::thread::spawn(move || own(4096)).join().unwrap();
+        return;
+    }
+    limited(TEST, libc::RLIMIT_DATA, LIMIT as u64, "run out");
 }
 
 #[test]

@@ -220,7 +220,12 @@ impl Heap {
         let minimum = if size == 0 { MINIMUM_CAPACITY } else { wanted };
         // A limited address space is also for the program's stacks and libraries, and for the heaps
         // that it attaches: a quarter of what is left now, and of the rest when that is full.
-        let room = usize::try_from(os::address_room() / 4).unwrap_or(usize::MAX);
+        // And so with private memory, of which the limit counts what nobody touches, too.
+        let is_private =
+            config.backend == HeapBackend::Private && config.region.as_str().is_empty();
+        let private = if is_private { os::private_room() } else { u64::MAX };
+        let room = os::address_room().min(private) / 4;
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
         // Regions of a small capacity grow, or the table of regions would be a limit.
         let usual = config.capacity.saturating_mul(1 << (index / 4)).min(LARGEST_GROWN);
         let usual = usual.max(config.capacity);

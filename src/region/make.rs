@@ -36,8 +36,9 @@ pub(super) fn length(options: &RegionOptions, is_file: bool) -> Result<usize> {
             Err(Error::TooLarge { given: len, maximum: file_limit as usize })
         };
     };
-    // Half of what is left: the rest of the program needs addresses, too.
-    let room = match os::address_room() {
+    // Half of what is left: the rest of the program needs addresses, too, and memory of its own.
+    let private = if is_file { u64::MAX } else { os::private_room() };
+    let room = match os::address_room().min(private) {
         u64::MAX => u64::MAX,
         room => room / 2,
     };

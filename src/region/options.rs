@@ -45,8 +45,8 @@ impl RegionOptions {
         self.capacity = bytes;
         self
     }
-    /// Rather than fail for want of addresses (`RLIMIT_AS`), of file length (`RLIMIT_FSIZE`) or of
-    /// commitment, make the region shorter, down to `minimum` bytes.
+    /// Rather than fail for want of addresses (`RLIMIT_AS`), of private memory (`RLIMIT_DATA`), of file
+    /// length (`RLIMIT_FSIZE`) or of commitment, make the region shorter, down to `minimum` bytes.
     pub const fn shrink_to_fit(mut self, minimum: usize) -> Self {
         self.shrink_to = Some(minimum);
         self

@@ -25,9 +25,15 @@ fn limit(resource: libc::__rlimit_resource_t) -> u64 {
 
 /// Bytes of addresses this process has now; `None` where `/proc` is not mounted.
 pub(crate) fn address_use() -> Option<u64> {
-    let mut buffer = [0; 64];
+    bytes_in_use(0)
+}
+
+/// A field of `/proc/self/statm`, in bytes.
+fn bytes_in_use(field: usize) -> Option<u64> {
+    let mut buffer = [0; 192];
     let text = read_small_file(c"/proc/self/statm", &mut buffer).ok()?;
-    Some(number(text)?.saturating_mul(page_size() as u64))
+    let pages = text.split(|&byte| byte == b' ').nth(field)?;
+    Some(number(pages)?.saturating_mul(page_size() as u64))
 }
 
 /// Bytes of addresses this process may still take; `u64::MAX` without a limit.
@@ -35,6 +41,16 @@ pub(crate) fn address_room() -> u64 {
     match address_limit() {
         u64::MAX => u64::MAX,
         limit => limit.saturating_sub(address_use().unwrap_or(limit / 2)),
+    }
+}
+
+/// Bytes of private memory this process may still map (`RLIMIT_DATA`), touched or not, stacks of threads
+/// included; `u64::MAX` without a limit.
+pub(crate) fn private_room() -> u64 {
+    match limit(libc::RLIMIT_DATA) {
+        u64::MAX => u64::MAX,
+        // Of data and stacks together; only data count for the limit.
+        limit => limit.saturating_sub(bytes_in_use(5).unwrap_or(limit / 2)),
     }
 }
 
@@ -79,6 +95,9 @@ mod tests {
         assert!(mode <= 2);
         // Kept, and asked for.
         assert_eq!((overcommit_mode(), overcommit_mode()), (mode, mode));
+        let data = bytes_in_use(5).unwrap();
+        assert!(data > 64 << 10 && data < address_use().unwrap());
+        assert!(private_room() > 0);
     }
 
     #[test]
