@@ -10,7 +10,7 @@
 //! | memory that grows in one of four ways | [`Arena`], [`ArenaBuilder`], [`Growth`], [`Zeroing`] |
 //! | several threads | [`SyncArena`] |
 //! | several processes | [`RegionArena`], [`ArenaReader`] |
-//! | temporaries | [`scratch`], [`Temp`], [`Arena::scope`] |
+//! | temporaries | [`scratch`], [`Temp`], [`TempMut`], [`Arena::scope`] |
 //! | values with destructors | [`Owned`] |
 //! | growing arrays and texts | [`ArenaVec`], [`ArenaString`] |
 //! | lifetimes inside the arena's | [`Pool`], [`RawPool`], [`BestFit`], [`Tiers`] |
@@ -73,7 +73,7 @@ pub use region::{ArenaReader, RegionArena};
 pub use scratch::{GlobalScratch, Scratch, scratch, scratch_global, scratch_mapped, try_scratch};
 pub use string::ArenaString;
 pub use sync_arena::SyncArena;
-pub use temp::Temp;
+pub use temp::{Temp, TempMut};
 pub use tiers::{Bin, Tiers};
 #[cfg(feature = "arena-trace")]
 pub use trace::{ArenaEvent, ArenaLog, ArenaStats};

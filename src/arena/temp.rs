@@ -10,10 +10,12 @@
 //!
 //! The borrow checker sees to it that nothing leaves a scope. That nobody pushes into the *outer*
 //! arena while a scope is open, which the end of the scope would take back, it cannot see; the
-//! closed outer arena refuses ([`Error::ScopeOpen`]), in every build and at no cost.
+//! closed outer arena refuses ([`Error::ScopeOpen`]), in every build and at no cost. Who has the arena
+//! to himself needs no second one: [`TempMut`] borrows it, and only remembers where it began.
 #![allow(unsafe_code)] // lends a part of an arena to another arena
 
 use core::fmt;
+use core::marker::PhantomData;
 use core::mem::{ManuallyDrop, MaybeUninit, size_of};
 use core::ops::Deref;
 use core::slice;
@@ -36,6 +38,12 @@ impl Temp<'_> {
     /// Takes back everything that was pushed into the scope, and goes on.
     pub fn clear(&mut self) {
         self.view.rewind(self.outer.top());
+    }
+
+    /// Starts a scope inside this one that needs nothing closed: see [`Arena::temp_mut`].
+    #[inline]
+    pub fn temp_mut(&mut self) -> TempMut<'_> {
+        TempMut::of(&self.view)
     }
 
     /// Takes back everything pushed since [`pos`](Arena::pos) was `position`.
@@ -74,7 +82,106 @@ impl fmt::Debug for Temp<'_> {
     }
 }
 
+/// A scope of an arena that nobody else has: it borrows the arena for itself, so that nothing has to be
+/// closed, and takes everything back that was pushed meanwhile when it is dropped. Made by
+/// [`Arena::temp_mut`].
+///
+/// A scope that is leaked takes nothing back.
+pub struct TempMut<'a> {
+    /// Borrowed for itself, but for what is pushed through the scope.
+    arena: &'a Arena<'a>,
+    start: *mut u8,
+    _alone: PhantomData<&'a mut ()>,
+}
+
+impl<'a> TempMut<'a> {
+    /// `arena` is borrowed by nobody else for `'a`, and in no scope but ones that it is in the end of.
+    #[inline(always)]
+    fn of(arena: &'a Arena<'a>) -> Self {
+        TempMut { arena, start: arena.top(), _alone: PhantomData }
+    }
+
+    /// Starts a scope inside this one.
+    #[inline]
+    pub fn temp_mut(&mut self) -> TempMut<'_> {
+        TempMut::of(self.arena)
+    }
+
+    /// Takes back everything that was pushed into the scope, and goes on.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.arena.rewind(self.start);
+    }
+}
+
+impl<'a> Deref for TempMut<'a> {
+    type Target = Arena<'a>;
+    #[inline]
+    fn deref(&self) -> &Arena<'a> {
+        self.arena
+    }
+}
+
+impl Drop for TempMut<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.arena.rewind(self.start);
+    }
+}
+
+impl fmt::Debug for TempMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TempMut").field(self.arena).finish()
+    }
+}
+
 impl Arena<'_> {
+    /// Starts a scope of an arena that is borrowed for it, so that nothing of what was pushed before can
+    /// be in use: what a loop does that begins each round with an empty arena. It costs no more than
+    /// the pushes and two looks at the top.
+    ///
+    /// ```
+    /// # use hshm::arena::Arena;
+    /// let mut arena = Arena::new();
+    /// for text in ["one two", "three"] {
+    ///     let mut temp = arena.temp_mut();
+    ///     let count = temp.push_iter(text.split(' ')).len();
+    ///     temp.temp_mut().push(count);
+    /// }
+    /// assert_eq!(arena.pos(), 0);
+    /// ```
+    ///
+    /// What was pushed cannot leave, and what was pushed before cannot be used:
+    ///
+    /// ```compile_fail
+    /// # use hshm::arena::Arena;
+    /// let mut arena = Arena::new();
+    /// let kept = &*arena.push_value(1);
+    /// let temp = arena.temp_mut();
+    /// assert_eq!(*kept, 1);
+    /// ```
+    ///
+    /// An arena that a leaked [`Temp`] left closed stays so until this scope ends.
+    #[inline]
+    pub fn temp_mut(&mut self) -> TempMut<'_> {
+        TempMut::of(self)
+    }
+
+    /// Runs `work` with this arena, and takes back what it pushed: [`scope`](Self::scope) for an arena
+    /// that is borrowed for it.
+    ///
+    /// ```
+    /// # use hshm::arena::Arena;
+    /// let mut arena = Arena::new();
+    /// let sum: u64 = arena.scope_mut(|temp| temp.push_iter(1..=100u64).iter().sum());
+    /// assert_eq!((sum, arena.pos()), (5050, 0));
+    /// ```
+    #[inline]
+    pub fn scope_mut<R>(&mut self, work: impl for<'s> FnOnce(&'s Arena<'s>) -> R) -> R {
+        let temp = self.temp_mut();
+        work(&temp)
+    }
+
     /// Starts a scope, which lasts as long as the guard.
     ///
     /// ```
