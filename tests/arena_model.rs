@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use hshm::arena::{Arena, ArenaBuilder, ArenaVec, Growth, Temp, Zeroing};
+use hshm::arena::{Arena, ArenaBuilder, ArenaVec, Growth, Temp, TempMut, Zeroing};
 use hshm::{
     Allocator, AllocatorId, BuddyAllocator, Error, Heap, MIB, MallocAllocator, OffsetPtr, Region,
 };
@@ -18,6 +18,7 @@ trait Pop: Deref<Target: Sized> {
     fn arena(&self) -> &Arena<'_>;
     fn pop_to(&mut self, position: usize) -> Result<(), Error>;
     fn clear(&mut self);
+    fn temp_mut(&mut self) -> TempMut<'_>;
 }
 
 struct Root<'m>(Arena<'m>);
@@ -38,6 +39,9 @@ impl Pop for Root<'_> {
     fn clear(&mut self) {
         self.0.clear();
     }
+    fn temp_mut(&mut self) -> TempMut<'_> {
+        self.0.temp_mut()
+    }
 }
 impl Pop for Temp<'_> {
     fn arena(&self) -> &Arena<'_> {
@@ -48,6 +52,23 @@ impl Pop for Temp<'_> {
     }
     fn clear(&mut self) {
         Temp::clear(self);
+    }
+    fn temp_mut(&mut self) -> TempMut<'_> {
+        Temp::temp_mut(self)
+    }
+}
+impl Pop for TempMut<'_> {
+    fn arena(&self) -> &Arena<'_> {
+        self
+    }
+    fn pop_to(&mut self, position: usize) -> Result<(), Error> {
+        TempMut::pop_to(self, position)
+    }
+    fn clear(&mut self) {
+        TempMut::clear(self);
+    }
+    fn temp_mut(&mut self) -> TempMut<'_> {
+        TempMut::temp_mut(self)
     }
 }
 
@@ -282,7 +303,7 @@ impl Model {
                         assert_eq!(arena.arena().pos(), before);
                     }
                 }
-                87..92 if depth < 6 => {
+                87..90 if depth < 6 => {
                     let outer = arena.arena();
                     let here = outer.pos();
                     let mut temp = outer.try_temp().expect("no other scope is open");
@@ -292,6 +313,14 @@ impl Model {
                     self.run(&mut temp, here, depth + 1);
                     drop(temp);
                     assert_eq!(outer.pos(), here);
+                    self.forget(here);
+                }
+                90..92 if depth < 6 => {
+                    let here = arena.arena().pos();
+                    let mut temp = arena.temp_mut();
+                    self.run(&mut temp, here, depth + 1);
+                    drop(temp);
+                    assert_eq!(arena.arena().pos(), here);
                     self.forget(here);
                 }
                 92..94 if depth > 0 => return,

@@ -1,7 +1,7 @@
 //! [`Arena`]: the bump itself, its slow paths, and taking back.
 //!
 //! ```text
-//!  Arena (24 bytes: top, limit, body)
+//!  Arena (24 bytes: body, limit, top)
 //!    |
 //!    v                     prev                  prev
 //!  Body: block -> [ Block 3 ] -> [ Block 2 ] -> [ Block 1 ]       spare -> [ Block ]
@@ -94,10 +94,11 @@ impl Body {
 /// [`build_over`](ArenaBuilder::build_over); `'static` for the others.
 ///
 /// [`push_owned`]: Arena::push_owned
+#[repr(C)] // a scratch's `Level` goes on behind the top
 pub struct Arena<'m> {
-    pub(super) top: Cell<*mut u8>,
-    pub(super) limit: Cell<usize>,
     pub(super) body: NonNull<Body>,
+    pub(super) limit: Cell<usize>,
+    pub(super) top: Cell<*mut u8>,
     pub(super) _memory: PhantomData<&'m mut [MaybeUninit<u8>]>,
 }
 

@@ -33,7 +33,7 @@ use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use self::slot::{Level, NOWHERE, Slot};
+use self::slot::{Level, NOWHERE, Slot, Taken};
 use super::block::out_of_memory;
 use super::{Arena, ArenaBuilder, Growth};
 use crate::base::{Error, MIB, Result};
@@ -64,7 +64,7 @@ impl Drop for Slots {
         for slot in self.0.take() {
             // SAFETY: the slot is live; it was made by `Slots::add`.
             let taken = unsafe { slot.as_ref() }.bottom.taken.get();
-            if !taken {
+            if taken == Taken::No {
                 // SAFETY: nobody has the slot, nor finds it any more. Its arena is dropped once,
                 // and there is nothing else in it.
                 unsafe {
@@ -117,11 +117,11 @@ pub fn scratch(conflicts: &[&Arena<'_>]) -> Scratch {
 #[inline]
 pub fn try_scratch(conflicts: &[&Arena<'_>]) -> Result<Scratch> {
     let first = FIRST.get();
-    if first.is_idle(conflicts) {
+    if first.is_idle() {
         return Ok(Scratch::of(first.take_bottom()));
     }
     let second = SECOND.get();
-    if second.is_idle(conflicts) {
+    if second.is_idle() {
         return Ok(Scratch::of(second.take_bottom()));
     }
     cold_path();
@@ -157,7 +157,7 @@ fn find_far(conflicts: &[&Arena<'_>]) -> Result<Scratch> {
         for &slot in slots.0.borrow().iter().skip(2) {
             // SAFETY: slots are live as long as the thread's list.
             let slot = unsafe { slot.as_ref() };
-            if slot.is_idle(conflicts) {
+            if slot.is_idle() {
                 return Ok(Scratch::of(slot.take_bottom()));
             }
             if slot.is_fit(conflicts) {

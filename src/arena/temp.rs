@@ -51,13 +51,7 @@ impl Temp<'_> {
     /// # Errors
     /// [`Error::OffsetOutOfRange`] for a position past the top, or before the scope.
     pub fn pop_to(&mut self, position: usize) -> Result<()> {
-        if position < self.outer.pos() {
-            let length = self.pos() as u64;
-            return Err(Error::OffsetOutOfRange { offset: position as u64, length });
-        }
-        let place = self.view.place_of(position)?;
-        self.view.rewind(place);
-        Ok(())
+        pop_within(&self.view, self.outer.pos(), position)
     }
 }
 
@@ -95,7 +89,7 @@ pub struct TempMut<'a> {
 }
 
 impl<'a> TempMut<'a> {
-    /// `arena` is borrowed by nobody else for `'a`, and in no scope but ones that it is in the end of.
+    /// Nobody else borrows `arena` for `'a`: nothing that was pushed into it is in use, nor is a scope of it.
     #[inline(always)]
     fn of(arena: &'a Arena<'a>) -> Self {
         TempMut { arena, start: arena.top(), _alone: PhantomData }
@@ -112,6 +106,25 @@ impl<'a> TempMut<'a> {
     pub fn clear(&mut self) {
         self.arena.rewind(self.start);
     }
+
+    /// Takes back everything pushed since [`pos`](Arena::pos) was `position`.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] for a position past the top, or before the scope.
+    pub fn pop_to(&mut self, position: usize) -> Result<()> {
+        pop_within(self.arena, self.arena.position_of(self.start.addr()), position)
+    }
+}
+
+/// Takes back what was pushed since the position was `position`, in a scope that began at `start`.
+fn pop_within(arena: &Arena<'_>, start: usize, position: usize) -> Result<()> {
+    if position < start {
+        let length = arena.pos() as u64;
+        return Err(Error::OffsetOutOfRange { offset: position as u64, length });
+    }
+    let place = arena.place_of(position)?;
+    arena.rewind(place);
+    Ok(())
 }
 
 impl<'a> Deref for TempMut<'a> {

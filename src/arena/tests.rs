@@ -215,6 +215,50 @@ fn scopes_end_where_they_began_however_they_grew() {
 }
 
 #[test]
+fn scopes_of_a_borrowed_arena_end_where_they_began() {
+    for growth in [Growth::Fixed, Growth::Chained, Growth::Reserved, Growth::ReservedThenChained] {
+        let chained = growth != Growth::Fixed && growth != Growth::Reserved;
+        let capacity = if chained { 8192 } else { MIB };
+        let arena = Arena::builder().growth(growth).capacity(capacity).commit_step(4096);
+        let mut arena = arena.decommit_above(4096).build().unwrap();
+        arena.push(104).fill(7);
+        let (start, place) = (arena.pos(), arena.push(0).as_ptr());
+        for bytes in [0, 1, 3000, 70_000, 300_000, 10] {
+            let mut temp = arena.temp_mut();
+            temp.push(bytes).fill(1);
+            let here = temp.pos();
+            let mut inner = temp.temp_mut();
+            inner.push(bytes).fill(2);
+            // A scope that is leaked leaves it closed until the inner one ends.
+            std::mem::forget(inner.temp());
+            assert_eq!(inner.try_push(1).unwrap_err(), Error::ScopeOpen);
+            inner.clear();
+            inner.push(bytes).fill(3);
+            std::mem::forget(inner.temp());
+            drop(inner);
+            assert_eq!(temp.pos(), here);
+            assert!(temp.pop_to(start - 1).is_err() && temp.pop_to(here + 1).is_err());
+            temp.pop_to(start).unwrap();
+            assert!(temp.push(bytes).iter().all(|&byte| byte == 0), "{growth:?} {bytes}");
+            // One that is leaked itself takes nothing back: the one around it does.
+            std::mem::forget(temp.temp_mut());
+            drop(temp);
+            assert_eq!((arena.pos(), arena.push(0).as_ptr()), (start, place));
+        }
+    }
+    let mut arena = Arena::new();
+    let work = || {
+        arena.scope_mut(|temp| {
+            temp.push(100);
+            panic!("in a scope");
+        })
+    };
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err());
+    assert_eq!(arena.pos(), 0);
+    arena.push_value(1u8);
+}
+
+#[test]
 fn what_a_closed_arena_says_of_its_room() {
     let arena = Arena::builder().capacity(KIB).build().unwrap();
     arena.push(100);

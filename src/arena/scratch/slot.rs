@@ -3,7 +3,7 @@
 
 use core::cell::Cell;
 use core::hint::cold_path;
-use core::mem::ManuallyDrop;
+use core::mem::{self, ManuallyDrop};
 use core::ptr::{self, NonNull};
 
 use crate::arena::Arena;
@@ -18,12 +18,13 @@ pub(in crate::arena) const NEVER: usize = usize::MAX;
 pub(super) struct Level {
     /// Dropped with the slot, if it is the bottom one's, and otherwise not at all.
     pub(super) arena: ManuallyDrop<Arena<'static>>,
+    /// Whether somebody has this level; behind the arena's top.
+    pub(super) taken: Cell<Taken>,
+    /// Where the scope begins; behind the bottom one, the top of the arena that it is a scope of. And that
+    /// nobody has it: what a top and `taken` are in the end.
+    idle: Idle,
     /// The arena's limit with which ending the scope is only setting its top.
     pub(super) calm: Cell<usize>,
-    /// Where the scope begins; behind the bottom one, the top of the arena that it is a scope of.
-    start: *mut u8,
-    /// Whether somebody has this level.
-    pub(super) taken: Cell<bool>,
     /// Its guard is gone; it ends with the scope behind it.
     ended: Cell<bool>,
     slot: *const Slot,
@@ -32,6 +33,26 @@ pub(super) struct Level {
     /// The alignment of untyped pushes, and the log, that the outer one had.
     align: usize,
     log: Log,
+}
+
+/// Where a level's top is, and `taken` behind it.
+const TOP: usize = mem::offset_of!(Level, arena) + mem::offset_of!(Arena<'static>, top);
+const _: () = assert!(mem::offset_of!(Level, taken) == TOP + mem::offset_of!(Idle, taken));
+
+/// A word, like the top before it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Taken {
+    No,
+    Yes,
+}
+
+/// An idle level's top and `taken`, which lie side by side: one store sets both.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Idle {
+    start: *mut u8,
+    taken: Taken,
 }
 
 /// One arena of a thread, and the scopes that are open on it. What a scratch touches is in the first
@@ -48,8 +69,8 @@ pub(super) static NOWHERE: Nowhere = Nowhere(Slot {
     bottom: Level {
         arena: ManuallyDrop::new(Arena::nowhere()),
         calm: Cell::new(NEVER),
-        start: ptr::null_mut(),
-        taken: Cell::new(true),
+        idle: Idle { start: ptr::null_mut(), taken: Taken::No },
+        taken: Cell::new(Taken::Yes),
         ended: Cell::new(false),
         slot: ptr::null(),
         outer: None,
@@ -69,9 +90,9 @@ impl Slot {
     pub(super) fn new(arena: Arena<'static>, place: *const Slot) -> Slot {
         let bottom = Level {
             calm: Cell::new(NEVER),
-            start: arena.top(),
+            idle: Idle { start: arena.top(), taken: Taken::No },
             arena: ManuallyDrop::new(arena),
-            taken: Cell::new(false),
+            taken: Cell::new(Taken::No),
             ended: Cell::new(false),
             slot: place,
             outer: None,
@@ -86,10 +107,11 @@ impl Slot {
         conflicts.iter().any(|arena| arena.shares_memory_with(&self.bottom.arena))
     }
 
-    /// Whether nobody has this slot, nor is it one of those.
+    /// Whether nobody has this slot. Then nobody has an arena over its memory, either, that he could name
+    /// as a conflict: those are borrowed from guards.
     #[inline(always)]
-    pub(super) fn is_idle(&self, conflicts: &[&Arena<'_>]) -> bool {
-        !self.bottom.taken.get() && !self.conflicts(conflicts)
+    pub(super) fn is_idle(&self) -> bool {
+        self.bottom.taken.get() == Taken::No
     }
 
     /// Whether a scope of this slot, which somebody has (or which is not there), can be opened.
@@ -108,7 +130,7 @@ impl Slot {
     /// The first scope of an idle slot.
     #[inline(always)]
     pub(super) fn take_bottom(&self) -> NonNull<Level> {
-        self.bottom.taken.set(true);
+        self.bottom.taken.set(Taken::Yes);
         NonNull::from(&self.bottom)
     }
 
@@ -128,9 +150,9 @@ impl Slot {
         })?;
         let level = Level {
             calm: Cell::new(NEVER),
-            start,
+            idle: Idle { start, taken: Taken::No },
             arena: ManuallyDrop::new(arena),
-            taken: Cell::new(true),
+            taken: Cell::new(Taken::Yes),
             ended: Cell::new(false),
             slot: self,
             outer: Some(NonNull::from(outer)),
@@ -158,7 +180,7 @@ impl Slot {
             // SAFETY: the innermost level, which is live.
             let level = unsafe { place.as_ref() };
             let (top, now) = (level.arena.top.get(), level.arena.limit.get());
-            let (start, outer, log) = (level.start, level.outer, level.log);
+            let (start, outer, log) = (level.idle.start, level.outer, level.log);
             level.arena.auto_align_cell().set(level.align);
             self.innermost.set(outer.filter(|outer| outer != &NonNull::from(&self.bottom)));
             let outer = self.innermost();
@@ -192,19 +214,19 @@ impl Level {
     /// Ends the bottom scope: its arena is empty afterwards, and open.
     fn settle(&self) {
         self.arena.align_as_built();
-        self.arena.rewind(self.start);
+        self.arena.rewind(self.idle.start);
         self.arena.body().trace.set_log(NO_LOG);
         let limit = self.arena.limit.get();
         let body = self.arena.body();
         let traced = cfg!(feature = "arena-trace");
-        let calm = !traced && self.arena.is_near(self.start, limit);
+        let calm = !traced && self.arena.is_near(self.idle.start, limit);
         if calm {
             // All of it counts as used from now on, so that no scope has to say how far it came.
             body.current().soil(limit);
         }
         self.calm.set(if calm { limit } else { NEVER });
         self.ended.set(false);
-        self.taken.set(false);
+        self.taken.set(Taken::No);
     }
 
     /// Ends the scope, whose guard goes.
@@ -212,8 +234,12 @@ impl Level {
     pub(super) fn end(&self) {
         // It is the bottom, no scope of it is open, and its block is the same.
         if self.arena.limit.get() == self.calm.get() {
-            self.arena.top.set(self.start);
-            self.taken.set(false);
+            // SAFETY: top and `taken` are cells, which are only reached by the slot's thread, and lie side by
+            // side as in an `Idle`.
+            unsafe {
+                let level = NonNull::from(self).cast::<u8>();
+                level.byte_add(TOP).cast::<Idle>().write(self.idle);
+            }
         } else {
             cold_path();
             self.end_slow();
@@ -243,7 +269,7 @@ impl Level {
         }
         let first = match self.outer {
             Some(_) => ptr::from_ref(self).wrapping_add(1).cast::<u8>().addr(),
-            None => self.start.addr(),
+            None => self.idle.start.addr(),
         };
         self.arena.rewind(self.arena.top().with_addr(first));
     }
