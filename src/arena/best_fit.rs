@@ -1,5 +1,5 @@
 //! Best fit: blocks of any size, freed in any order, each from the smallest free block that it fits
-//! into, joined with its free neighbours at once when it is freed.
+//! into, joined with its free neighbours at once when it is freed (or later, if the heap is made so).
 //!
 //! ```text
 //!  chunk: | next chunk | length | 0+used | block | block | block ... | 0+used |
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Sizes are multiples of 8 and count header and footer, so that the low bits of a header are free
-//! for flags: *used*, *in the tree*, *red*. A header leads to the next block, the footer before it
+//! for flags: *used*, *in the tree*, *red*; in the tree and used is one that *waits*. A header leads to the next block, the footer before it
 //! to the previous one: that is the doubly linked list by address, and it costs nothing to keep. A
 //! used block of size 0 ends a chunk on either side, so that no block has to be asked whether it is
 //! the first or the last.
@@ -25,7 +25,7 @@
 //!
 //! Invariants, walked by [`BestFit::verify`]: blocks tile their chunks; header and footer agree; no
 //! two free blocks touch; every free block is in the bin of its size, in the tree, or in the ring of a
-//! node of its size.
+//! node of its size. What waits (`best_fit/waiting.rs`) is in the list of its size.
 #![allow(unsafe_code)] // keeps its books in raw memory
 
 use core::alloc::Layout;
@@ -36,9 +36,12 @@ use core::ptr::{self, NonNull};
 use super::Arena;
 use crate::base::{Error, KIB, MIB, Result, align_up};
 use free::Free;
+use waiting::Waiting;
 
 const USED: u64 = 1;
 const TREE: u64 = 2;
+/// Of a block that looks used.
+const WAITS: u64 = 2;
 const RED: u64 = 4;
 const FLAGS: u64 = 7;
 /// Header and footer.
@@ -85,6 +88,7 @@ pub struct BestFitStats {
 pub struct BestFit<'a> {
     arena: &'a Arena<'a>,
     free: Free,
+    waiting: Waiting,
     /// The newest chunk; 0 for none.
     chunks: Cell<u64>,
     next_chunk: Cell<usize>,
@@ -97,9 +101,33 @@ pub struct BestFit<'a> {
 impl<'a> BestFit<'a> {
     /// An empty heap; nothing is taken from the arena yet.
     pub const fn new(arena: &'a Arena<'a>) -> Self {
+        Self::deferring(arena, 0)
+    }
+
+    /// An empty heap that joins later: of every size below a kilobyte up to `most` freed blocks wait to be
+    /// allocated again as they are, and are joined with their neighbours when there are many and the heap would
+    /// otherwise take more from the arena, or when that has no more, or by [`join_waiting`](Self::join_waiting).
+    ///
+    /// Where a few sizes come and go all the time, or many blocks lie far apart, that is about twice as fast
+    /// (16 is as good as more). What it costs is memory: a block that waits is in the way of longer ones, and
+    /// an allocation takes the shortest *joined* block that it fits into, or one of its own size that waits.
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use hshm::arena::{Arena, BestFit};
+    /// let arena = Arena::new();
+    /// let heap = BestFit::deferring(&arena, 16);
+    /// let block = heap.allocate(Layout::new::<[u64; 20]>())?;
+    /// // SAFETY: allocated just now, and not used any more.
+    /// unsafe { heap.free(block)? };
+    /// assert_eq!(heap.allocate(Layout::new::<[u64; 20]>())?, block);
+    /// # Ok::<(), hshm::Error>(())
+    /// ```
+    pub const fn deferring(arena: &'a Arena<'a>, most: u8) -> Self {
         BestFit {
             arena,
             free: Free::new(),
+            waiting: Waiting::new(most),
             chunks: Cell::new(0),
             next_chunk: Cell::new(FIRST_CHUNK),
             low: Cell::new(u64::MAX),
@@ -157,6 +185,11 @@ impl<'a> BestFit<'a> {
         let size = (layout.size() as u64).checked_next_multiple_of(8).ok_or(none)?;
         let needed = (size + TAGS).max(SMALLEST);
         let align = (layout.align() as u64).max(8);
+        if align == 8
+            && let Some(block) = self.take_waiting(needed)
+        {
+            return self.payload(block);
+        }
         // Room to move a block on to its alignment, behind a block that can stand alone.
         let slack = if align > 8 { align + SMALLEST } else { 0 };
         let wide = needed.checked_add(slack).ok_or(none)?;
@@ -173,7 +206,7 @@ impl<'a> BestFit<'a> {
             if let Some(block) = self.best(wide)? {
                 break block;
             }
-            self.add_chunk(wide)?;
+            self.find_room(wide)?;
         };
         let (start, end) = (self.aligned(block, align), block + self.size(block));
         if start != block {
@@ -191,7 +224,12 @@ impl<'a> BestFit<'a> {
             stats.used_blocks += 1;
             stats.used_bytes += kept as usize;
         });
-        NonNull::new(self.word(start + 8).cast()).ok_or(Error::Corrupt)
+        self.payload(start)
+    }
+
+    #[inline]
+    fn payload(&self, block: u64) -> Result<NonNull<u8>> {
+        NonNull::new(self.word(block + 8).cast()).ok_or(Error::Corrupt)
     }
 
     /// Where in a free block an aligned one can begin: where what is before it can stand alone.
@@ -202,8 +240,20 @@ impl<'a> BestFit<'a> {
         if first == payload { block } else { next(payload + SMALLEST) - 8 }
     }
 
-    /// Takes a chunk from the arena, with a free block of at least `needed` bytes.
+    /// Joins what waits, if that is much beside a chunk, or takes a chunk. Joining costs a look at each block,
+    /// and must not come again before many have been freed.
     #[cold]
+    fn find_room(&self, needed: u64) -> Result<()> {
+        if self.waiting.bytes() >= self.next_chunk.get() / 4 && self.join_waiting()? {
+            return Ok(());
+        }
+        match self.add_chunk(needed) {
+            Err(Error::OutOfMemory { .. }) if self.join_waiting()? => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Takes a chunk from the arena, with a free block of at least `needed` bytes.
     fn add_chunk(&self, needed: u64) -> Result<()> {
         let none = Error::OutOfMemory { requested: needed as usize, available: 0 };
         let least = needed.checked_add(CHUNK_TAGS).ok_or(none)?;
@@ -239,26 +289,43 @@ impl<'a> BestFit<'a> {
         let block = at - 8;
         let header = self.get(block);
         let size = header & !FLAGS;
-        if header & USED == 0 {
+        if header & (USED | WAITS) != USED {
             return Err(Error::DoubleFree { offset: at });
         }
-        if size < SMALLEST || size > self.high.get() - block || self.get(block + size - 8) != header
-        {
+        if size < SMALLEST || size > self.high.get() - block {
             return Err(not);
         }
         Ok((block, size))
     }
 
-    /// Frees a block, and joins it with its neighbours if they are free.
+    /// The footer of a used block is far from its header: a miss of its own.
+    #[inline]
+    fn check_footer(&self, block: u64, size: u64) -> Result<()> {
+        let sound = self.get(block + size - 8) == size | USED;
+        if sound { Ok(()) } else { Err(Error::NotABlock { offset: block + 8 }) }
+    }
+
+    /// Frees a block, and joins it with its neighbours if they are free (later, in a heap that
+    /// [defers](Self::deferring)).
     ///
     /// # Safety
     /// The block was allocated by this heap, and nobody uses it any more.
     ///
     /// # Errors
     /// [`Error::DoubleFree`] and [`Error::NotABlock`], where the tags show it; nothing has changed
-    /// then.
+    /// then. (Of a block that is to wait only the first is looked at.)
     pub unsafe fn free(&self, place: NonNull<u8>) -> Result<()> {
-        let (mut block, mut size) = self.used_block(place)?;
+        let (block, size) = self.used_block(place)?;
+        if self.wait(block, size) {
+            return Ok(());
+        }
+        self.check_footer(block, size)?;
+        self.join(block, size)
+    }
+
+    /// Makes a used block a free one, joined with its neighbours if they are free.
+    #[inline]
+    fn join(&self, mut block: u64, mut size: u64) -> Result<()> {
         self.count(|stats| {
             stats.used_blocks -= 1;
             stats.used_bytes -= size as usize;
@@ -297,6 +364,7 @@ impl<'a> BestFit<'a> {
         let none = Error::OutOfMemory { requested: usize::MAX, available: 0 };
         let layout = Layout::from_size_align(new, old.align()).map_err(|_| none)?;
         let (block, size) = self.used_block(place)?;
+        self.check_footer(block, size)?;
         let needed = ((new as u64).checked_next_multiple_of(8).ok_or(none)? + TAGS).max(SMALLEST);
         let next = block + size;
         let more = if self.get(next) & USED == 0 { self.size(next) } else { 0 };
@@ -335,7 +403,9 @@ impl<'a> BestFit<'a> {
     /// # Errors
     /// As [`free`](Self::free).
     pub unsafe fn usable_size(&self, place: NonNull<u8>) -> Result<usize> {
-        Ok((self.used_block(place)?.1 - TAGS) as usize)
+        let (block, size) = self.used_block(place)?;
+        self.check_footer(block, size)?;
+        Ok((size - TAGS) as usize)
     }
 
     /// What is there.
@@ -350,7 +420,7 @@ impl<'a> BestFit<'a> {
     pub fn verify(&self) -> Result<BestFitStats> {
         let sound = |yes: bool| if yes { Ok(()) } else { Err(Error::Corrupt) };
         self.arena.check_maker()?;
-        let mut seen = BestFitStats::default();
+        let (mut seen, mut waiting) = (BestFitStats::default(), 0);
         let mut chunk = self.chunks.get();
         while chunk != 0 {
             seen.chunks += 1;
@@ -361,10 +431,11 @@ impl<'a> BestFit<'a> {
                 let size = header & !FLAGS;
                 sound(size >= SMALLEST && size <= end - block)?;
                 sound(self.get(block + size - 8) == header & !(TREE | RED))?;
-                let free = header & USED == 0;
+                let (free, waits) = (header & USED == 0, header & FLAGS == USED | WAITS);
                 sound(!(free && free_before))?;
                 free_before = free;
-                if free {
+                waiting += usize::from(waits);
+                if free || waits {
                     seen.free_blocks += 1;
                     seen.free_bytes += size as usize;
                 } else {
@@ -376,8 +447,9 @@ impl<'a> BestFit<'a> {
             sound(block == end && self.get(end) == USED)?;
             chunk = self.get(chunk);
         }
+        sound(self.verify_waiting(waiting)? == waiting)?;
         let filed = self.verify_free(seen.free_blocks)?;
-        sound(filed == seen.free_blocks && seen == self.stats.get())?;
+        sound(filed + waiting == seen.free_blocks && seen == self.stats.get())?;
         Ok(seen)
     }
 }
@@ -391,3 +463,4 @@ impl fmt::Debug for BestFit<'_> {
 mod free;
 #[cfg(test)]
 mod tests;
+mod waiting;

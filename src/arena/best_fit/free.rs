@@ -22,11 +22,11 @@ use crate::base::{Error, Result};
 use crate::heap::rbtree::{Link, Node, Nodes, Tree};
 
 /// Bins, one for each multiple of 8; as many as the map has bits.
-const BINS: usize = 128;
+pub(super) const BINS: usize = 128;
 /// Blocks from this size on are in the tree.
-const TREE_FROM: u64 = 8 * BINS as u64;
+pub(super) const TREE_FROM: u64 = 8 * BINS as u64;
 /// The words of a free block behind its header: the list's or ring's links, then the tree's.
-const NEXT: u64 = 8;
+pub(super) const NEXT: u64 = 8;
 const PREV: u64 = 16;
 const LINKS: u64 = 24;
 /// Header and all links.
@@ -209,7 +209,7 @@ impl BestFit<'_> {
 
     /// Whether a block could be there.
     #[inline]
-    fn is_place(&self, at: u64) -> bool {
+    pub(super) fn is_place(&self, at: u64) -> bool {
         at.is_multiple_of(8) && self.low.get() < at && at < self.high.get()
     }
 }

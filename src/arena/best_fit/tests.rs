@@ -94,10 +94,14 @@ fn sizes_that_overflow_and_full_arenas() {
 /// Random allocations, frees and changes of length, against what was written into the blocks.
 #[test]
 fn a_model_of_it() {
+    [0, 1, 16].into_iter().for_each(model);
+}
+
+fn model(most: u8) {
     let operations: usize = std::env::var("HSHM_ARENA_OPERATIONS")
         .map_or(30_000, |n| n.parse().expect("HSHM_ARENA_OPERATIONS is a number"));
     let arena = Arena::builder().growth(Growth::Reserved).capacity(256 * MIB).build().unwrap();
-    let heap = BestFit::new(&arena);
+    let heap = BestFit::deferring(&arena, most);
     let mut live: Vec<(NonNull<u8>, usize, usize, u8)> = Vec::new();
     let mut random = 7u64;
     let check = |&(place, size, align, seed): &(NonNull<u8>, usize, usize, u8)| {
@@ -146,6 +150,7 @@ fn a_model_of_it() {
         // SAFETY: freed once.
         unsafe { heap.free(place).unwrap() };
     }
+    assert_eq!(heap.join_waiting().unwrap(), most > 0);
     let stats = heap.verify().unwrap();
     assert_eq!((stats.used_bytes, stats.free_blocks), (0, stats.chunks));
 }
@@ -236,4 +241,78 @@ fn damaged_links_are_found() {
             assert_eq!(heap.verify(), Err(Error::Corrupt), "{size} {word}");
         }
     }
+}
+
+#[test]
+fn what_waits_is_allocated_again_and_joined_when_it_must_be() {
+    let arena = Arena::builder().growth(Growth::Fixed).capacity(40_000).build().unwrap();
+    let heap = BestFit::deferring(&arena, 4);
+    // One chunk that leaves no room for another.
+    let whole = heap.allocate(layout(39_600, 8)).unwrap();
+    // SAFETY: freed once; it is too long to wait.
+    unsafe { heap.free(whole).unwrap() };
+    let mut blocks = Vec::new();
+    while let Ok(block) = heap.allocate(layout(400, 8)) {
+        blocks.push(block);
+    }
+    let count = blocks.len();
+    // SAFETY: each is freed once; the second free of one that waits touches its header only.
+    unsafe {
+        for &block in &blocks[..6] {
+            heap.free(block).unwrap();
+            assert_eq!(heap.free(block).unwrap_err().code(), ErrorCode::DoubleFree);
+        }
+    }
+    let stats = heap.verify().unwrap();
+    assert_eq!(stats.used_blocks, count - 6);
+    // Four wait, last in, first out; two were joined.
+    for at in [3, 2, 1, 0, 4, 5] {
+        assert_eq!(heap.allocate(layout(393, 8)).unwrap(), blocks[at]);
+    }
+    let stats = heap.verify().unwrap();
+    assert_eq!((stats.used_blocks, stats.chunks), (count, 1));
+    // SAFETY: each is freed once more.
+    blocks.iter().for_each(|&block| unsafe { heap.free(block).unwrap() });
+    // What waits is in the way of one block of all the memory, until the arena has no more.
+    let whole = heap.allocate(layout(39_600, 8)).unwrap();
+    let stats = heap.verify().unwrap();
+    assert_eq!((stats.used_blocks, stats.free_blocks, stats.chunks), (1, 0, 1));
+    assert!(!heap.join_waiting().unwrap());
+    // SAFETY: freed once.
+    unsafe { heap.free(whole).unwrap() };
+}
+
+/// What waits is much beside the next chunk: it is joined, and no chunk is taken.
+#[test]
+fn much_that_waits_is_joined_before_the_heap_grows() {
+    let arena = Arena::new();
+    let heap = BestFit::deferring(&arena, u8::MAX);
+    let blocks: Vec<_> = (0..60).map(|_| heap.allocate(layout(984, 8)).unwrap()).collect();
+    // SAFETY: each is freed once.
+    blocks.into_iter().for_each(|block| unsafe { heap.free(block).unwrap() });
+    assert_eq!((heap.stats().chunks, heap.stats().free_blocks), (1, 61));
+    heap.allocate(layout(50_000, 8)).unwrap();
+    assert_eq!(heap.verify().unwrap().chunks, 1);
+}
+
+#[test]
+fn damage_to_what_waits_is_found() {
+    let arena = Arena::new();
+    let heap = BestFit::deferring(&arena, 4);
+    let [a, b, _c] = [(); 3].map(|()| heap.allocate(layout(96, 8)).unwrap());
+    // SAFETY: each is freed once; what is damaged is the heap's own.
+    unsafe {
+        a.add(96).write(0xFF);
+        heap.free(a).unwrap();
+        heap.free(b).unwrap();
+        assert_eq!(heap.verify(), Err(Error::Corrupt));
+        // `b` is joined, `a` is left as it is.
+        assert_eq!(heap.join_waiting().unwrap_err().code(), ErrorCode::NotABlock);
+        a.add(96).write(96 + 16 + 1);
+        assert_eq!(heap.verify().unwrap().used_blocks, 2);
+        heap.free(a).unwrap();
+        heap.verify().unwrap();
+        a.cast::<u64>().write(12);
+    }
+    assert_eq!(heap.verify(), Err(Error::Corrupt));
 }
