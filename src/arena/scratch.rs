@@ -13,7 +13,7 @@
 //!
 //! Every guard has a *level*, which has the arena that its user pushes into. The first guard of a
 //! slot has the slot's bottom level, with the slot's own arena: nothing has to be closed for it, and
-//! since the arena is empty when nobody has it, its end is known beforehand: two stores, if the arena
+//! since the arena is empty when nobody has it, its end is known beforehand: one store, if the arena
 //! has neither grown nor been left closed. (No value goes from one scope to the next through memory,
 //! so that one after another they do not wait for each other.) A guard that is taken while the
 //! bottom is in use gets a scope of the innermost level.
