@@ -25,23 +25,14 @@ use core::alloc::Layout;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
 
+use super::runs::RunCache;
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
-use crate::heap::process::MAX_RUN;
 use crate::heap::thread::{BATCH, ThreadHeap};
 use crate::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 use crate::sync::gate::Visits;
 
 /// Most regions that one process's heap can have.
 pub(crate) const MAX_REGIONS: usize = 64;
-/// Runs of one length that a cache keeps.
-const RUNS_KEPT: usize = 8;
-/// The longest run that a cache keeps, in granules.
-const RUN_LENGTHS: usize = MAX_RUN as usize;
-/// Granules of runs that any thread may keep, whatever it had in use: 1 MiB.
-const SPARE_RUNS: usize = 16;
-/// Granules of runs that no thread keeps more of: 8 MiB.
-const MOST_RUNS: usize = 128;
-
 /// Bins of a cache: class `c` has number `c + 1`. Number 0 and those past the classes are always
 /// empty and full, so that any class field of a granule map entry picks a bin that exists.
 pub(crate) const BINS: usize = 128;
@@ -83,115 +74,6 @@ pub(crate) struct FirstRegion {
 
 impl FirstRegion {
     pub(crate) const NONE: FirstRegion = FirstRegion { base: 0, granules: 0, map: ptr::null() };
-}
-
-/// A run that a cache keeps.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct KeptRun {
-    pub(crate) block: *mut u8,
-    /// Bytes from the start that are committed.
-    pub(crate) committed: usize,
-}
-
-/// Runs of one length, ready for reuse.
-#[derive(Clone, Copy, Debug)]
-struct RunBin {
-    len: usize,
-    blocks: [*mut u8; RUNS_KEPT],
-    committed: [usize; RUNS_KEPT],
-}
-
-impl RunBin {
-    #[inline]
-    fn push(&mut self, run: KeptRun) {
-        self.blocks[self.len] = run.block;
-        self.committed[self.len] = run.committed;
-        self.len += 1;
-    }
-    #[inline]
-    fn remove(&mut self, place: usize) -> KeptRun {
-        let run = KeptRun { block: self.blocks[place], committed: self.committed[place] };
-        self.len -= 1;
-        self.blocks[place] = self.blocks[self.len];
-        self.committed[place] = self.committed[self.len];
-        run
-    }
-}
-
-/// The runs that a thread keeps.
-///
-/// What it keeps and what it has in use together never come to more than it once had in use alone
-/// (but for [`SPARE_RUNS`]): keeping runs never makes a thread's peak higher. So a thread that
-/// needs a length it has none of gives others back before it asks for more.
-#[derive(Debug)]
-pub(crate) struct RunCache {
-    bins: [RunBin; RUN_LENGTHS],
-    /// Granules in `bins`.
-    kept: usize,
-    /// Granules that the thread took and has not freed. What it frees for others counts, too, so
-    /// it is a measure, no account; never below zero.
-    used: usize,
-    /// The most that `used` ever was.
-    most_used: usize,
-}
-
-impl RunCache {
-    /// Granules that may be kept beside `used` in use.
-    fn room(&self, used: usize) -> usize {
-        self.most_used.saturating_sub(used).clamp(SPARE_RUNS, MOST_RUNS)
-    }
-    /// Keeps a run of `granules` that the thread frees; false where it does not fit.
-    #[inline]
-    pub(crate) fn keep(&mut self, granules: usize, run: KeptRun) -> bool {
-        self.used = self.used.saturating_sub(granules);
-        let fits = self.kept + granules <= self.room(self.used);
-        let Some(bin) = self.bins.get_mut(granules.wrapping_sub(1)) else { return false };
-        if !fits || bin.len == RUNS_KEPT {
-            return false;
-        }
-        bin.push(run);
-        self.kept += granules;
-        true
-    }
-    /// The last run of `granules` that was kept and is aligned to `align`, a power of two. The
-    /// thread has it in use from now on.
-    #[inline]
-    pub(crate) fn take(&mut self, granules: usize, align: usize) -> Option<KeptRun> {
-        let bin = self.bins.get_mut(granules.wrapping_sub(1))?;
-        let aligned = |place: &usize| bin.blocks[*place].addr() & (align - 1) == 0;
-        let place = (0..bin.len.min(RUNS_KEPT)).rev().find(aligned)?;
-        let run = bin.remove(place);
-        self.kept -= granules;
-        self.note_resized(0, granules);
-        Some(run)
-    }
-    /// Notes that a run in use has `now` granules, and had `before`; 0 stands for none.
-    #[inline]
-    pub(crate) fn note_resized(&mut self, before: usize, now: usize) {
-        self.used = self.used.saturating_sub(before) + now;
-        self.most_used = self.most_used.max(self.used);
-    }
-    /// A run that must go before the thread takes one of `granules` that it has none of: the
-    /// longest, of which the next can be cut.
-    pub(crate) fn take_surplus(&mut self, granules: usize) -> Option<KeptRun> {
-        let room = self.room(self.used + granules);
-        if self.kept > room { self.take_longest() } else { None }
-    }
-    /// Keeps nothing any more; what was kept is nobody's then.
-    fn forget(&mut self) {
-        for bin in &mut self.bins {
-            bin.len = 0;
-        }
-        (self.kept, self.used, self.most_used) = (0, 0, 0);
-    }
-    /// Any run that is kept.
-    pub(crate) fn take_longest(&mut self) -> Option<KeptRun> {
-        let longest = self.bins.iter().rposition(|bin| bin.len > 0)?;
-        let bin = &mut self.bins[longest];
-        let run = bin.remove(bin.len.min(RUNS_KEPT) - 1);
-        self.kept -= longest + 1;
-        Some(run)
-    }
 }
 
 /// A thread's cache: what lies in thread-local memory.
@@ -626,31 +508,6 @@ mod tests {
         for size in 1..=MAX_SMALL {
             assert_eq!(class_for(size).index(), class_index(size));
         }
-    }
-
-    /// What a thread keeps and uses is no more than it once used, but for the spare.
-    #[test]
-    fn runs_kept_never_make_a_higher_peak() {
-        // SAFETY: all zeros are a cache without runs.
-        let mut runs: RunCache = unsafe { core::mem::zeroed() };
-        let run = || KeptRun { block: ptr::without_provenance_mut(1 << 21), committed: 1 << 16 };
-        // Nothing was used: a spare, and no more.
-        assert!((0..SPARE_RUNS / 8).all(|_| runs.keep(8, run())));
-        assert!(!runs.keep(1, run()));
-        assert!(runs.take_surplus(8).is_none());
-        // Of 40 that were used at once, as many may be kept as are free.
-        runs.note_resized(0, 40);
-        let kept = [(); 5].map(|()| runs.keep(8, run()));
-        assert_eq!(kept, [false, false, true, true, true]);
-        assert_eq!((runs.kept, runs.used), (40, 0));
-        assert!(!runs.keep(1, run()));
-        // Taken again: the peak stays.
-        assert!(runs.take(8, 1).is_some() && runs.take(7, 1).is_none());
-        assert_eq!((runs.kept, runs.used, runs.most_used), (32, 8, 40));
-        // A length there is none of makes others go, until all together are within the peak.
-        while runs.take_surplus(7).is_some() {}
-        assert_eq!((runs.kept, runs.used), (24, 8));
-        assert_eq!(runs.take_longest().map(|run| run.committed), Some(1 << 16));
     }
 
     /// A cache with a body, for good.

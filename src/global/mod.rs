@@ -26,6 +26,7 @@ mod grow;
 mod heap;
 mod join;
 mod leaks;
+mod runs;
 mod share;
 mod slow;
 mod stats;

@@ -4,9 +4,10 @@
 use core::alloc::Layout;
 use core::ptr;
 
-use super::cache::{KeptRun, MAX_REGIONS, Phase, ThreadCache, bin_offset, class_at, rounded};
+use super::cache::{MAX_REGIONS, Phase, ThreadCache, bin_offset, class_at, rounded};
 use super::config::Config;
 use super::heap::{HEAP, Part};
+use super::runs::KeptRun;
 use super::tls;
 use crate::base::Result;
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL};
@@ -537,11 +538,29 @@ pub(crate) fn allocate_large(
     room: usize,
     zeros: bool,
 ) -> (*mut u8, bool) {
-    let size = size.max(1);
+    if room <= size
+        && let Some(block) = kept_run(size, align)
+    {
+        return (block, false);
+    }
+    allocate_fresh_large(config, size.max(1), align, room, zeros)
+}
+
+/// What [`allocate_large`] does where the thread keeps no run that would do; the size is not zero. First
+/// the thread gives up what it keeps too much of.
+#[cold]
+#[inline(never)]
+fn allocate_fresh_large(
+    config: &Config,
+    size: usize,
+    align: usize,
+    room: usize,
+    zeros: bool,
+) -> (*mut u8, bool) {
     let max_run = MAX_RUN as usize * GRANULE;
     let is_run = size <= max_run && align <= max_run;
-    if is_run && let Some(block) = kept_run(size, align, room > size) {
-        return (block, false);
+    if is_run {
+        give_up_surplus(size.div_ceil(GRANULE));
     }
     let cache = HEAP.thread_cache(config);
     // A new region must have room to align the block in.
@@ -572,24 +591,16 @@ pub(crate) fn allocate_large(
     found.unwrap_or((ptr::null_mut(), false))
 }
 
-/// A run that the calling thread keeps and that fits; none for a block that is to have room to grow,
-/// which those that are kept may or may not have. Before another run is taken, the thread gives up
-/// what it keeps too much of.
+/// A run that the calling thread keeps and that fits; for sizes and alignments of runs only.
 #[inline]
-fn kept_run(size: usize, align: usize, roomy: bool) -> Option<*mut u8> {
+fn kept_run(size: usize, align: usize) -> Option<*mut u8> {
     // SAFETY: the calling thread's own cache, which nothing else refers to now.
     let cache = unsafe { &mut *tls::get() };
     if cache.phase != Phase::Live {
         return None;
     }
     let granules = size.div_ceil(GRANULE);
-    let kept = if roomy { None } else { cache.runs.take(granules, align) };
-    let Some(run) = kept else {
-        while let Some(run) = cache.runs.take_surplus(granules) {
-            give_run_back(run);
-        }
-        return None;
-    };
+    let run = cache.runs.take(granules, align)?;
     if size <= run.committed || commit_kept(run.block, size) {
         return Some(run.block);
     }
@@ -597,6 +608,17 @@ fn kept_run(size: usize, align: usize, roomy: bool) -> Option<*mut u8> {
         give_run_back(run);
     }
     None
+}
+
+/// Gives back runs that the calling thread keeps and may not keep when it takes `granules` more.
+fn give_up_surplus(granules: usize) {
+    // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    let cache = unsafe { &mut *tls::get() };
+    if cache.phase == Phase::Live {
+        while let Some(run) = cache.runs.take_surplus(granules) {
+            give_run_back(run);
+        }
+    }
 }
 
 /// Commits more of a run that a thread keeps.
@@ -614,32 +636,40 @@ fn commit_kept(block: *mut u8, size: usize) -> bool {
 #[inline(never)]
 pub(crate) unsafe fn free_large(block: *mut u8) {
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return refuse() };
+    if let Ok(Block::Run { head, granules, .. }) = part.heap.find_block(offset)
+        && (!HEAP.is_joined() || is_plainly_ours(part, offset))
+    {
+        // SAFETY: the calling thread's own cache, which nothing else refers to now.
+        let cache = unsafe { &mut *tls::get() };
+        let run = KeptRun { block, committed: part.heap.committed(head) };
+        if cache.phase == Phase::Live && cache.runs.keep(granules as usize, run) {
+            return;
+        }
+    }
+    return_large(part, offset);
+}
+
+/// Whether a block of a heap that was joined is this process's to keep.
+#[cold]
+#[inline(never)]
+fn is_plainly_ours(part: &Part, offset: usize) -> bool {
+    part.heap.is_plainly_of(offset, part.process)
+}
+
+/// Gives back a run that the thread does not keep, or a large block.
+#[cold]
+#[inline(never)]
+fn return_large(part: &Part, offset: usize) {
+    if HEAP.is_refused() {
+        return;
+    }
+    let _visit = HEAP.visit();
     let freed = match part.heap.find_block(offset) {
-        Ok(Block::Run { head, granules, owner }) => {
-            // SAFETY: the calling thread's own cache, which nothing else refers to now.
-            let cache = unsafe { &mut *tls::get() };
-            let keep = !HEAP.is_joined() || part.heap.is_plainly_of(offset, part.process);
-            if cache.phase == Phase::Live && keep {
-                let run = KeptRun { block, committed: part.heap.committed(head) };
-                if cache.runs.keep(granules as usize, run) {
-                    return;
-                }
-            }
-            if HEAP.is_refused() {
-                return;
-            }
-            let _visit = HEAP.visit();
-            if is_ours(part, owner) {
-                part.heap.free_run(part.process, head)
-            } else {
-                part.heap.return_foreign_run(head, owner)
-            }
+        Ok(Block::Run { head, owner, .. }) if is_ours(part, owner) => {
+            part.heap.free_run(part.process, head)
         }
-        Ok(Block::Large { .. }) if HEAP.is_refused() => return,
-        Ok(Block::Large { head }) => {
-            let _visit = HEAP.visit();
-            part.heap.free_large(part.process, head)
-        }
+        Ok(Block::Run { head, owner, .. }) => part.heap.return_foreign_run(head, owner),
+        Ok(Block::Large { head }) => part.heap.free_large(part.process, head),
         _ => false,
     };
     if !freed {
