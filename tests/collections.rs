@@ -126,6 +126,7 @@ macro_rules! suite {
                 raw_calls(&alloc);
                 a_vector(&alloc);
                 a_vector(CtxAllocator::new(&alloc, MemContext::new(ThreadId::new(3))));
+                all_of_it(alloc.exclusive().unwrap());
                 assert_eq!(alloc.currently_allocated_size(), 0);
                 alloc.verify().unwrap();
                 a_vector(alloc);
@@ -216,6 +217,7 @@ fn hash_maps_over_everything() {
     let alloc = thread_local(20);
     a_map(&alloc);
     a_map(CtxAllocator::new(&alloc, MemContext::new(ThreadId::new(1))));
+    a_map(alloc.exclusive().unwrap());
     assert_eq!(alloc.currently_allocated_size(), 0);
     a_map(alloc);
     let alloc = buddy(21);

@@ -118,6 +118,57 @@ fn handles_and_the_allocator_free_each_others_blocks() {
     assert_eq!((report.blocks_in_use, one.refused_frees()), (0, 0));
 }
 
+/// Blocks of two handles and of the allocator, made longer and shorter through a handle.
+#[test]
+fn blocks_grow_and_shrink() {
+    let alloc = ThreadLocalAllocator::shm_init_with(region(256 * MIB), 4).unwrap();
+    let (own, other) = (alloc.exclusive().unwrap(), alloc.exclusive().unwrap());
+    let mut random = Random(0x9e37_79b9);
+    let (mut blocks, mut stayed): (Vec<Held>, usize) = (Vec::new(), 0);
+    for step in 0..20_000 {
+        let size = random.size();
+        if blocks.len() < 40 {
+            let at = match step % 3 {
+                0 => own.allocate_offset(layout(size)),
+                1 => other.allocate_offset(layout(size)),
+                _ => alloc.allocate_offset(CTX, layout(size)),
+            };
+            blocks.push(Held::new(&alloc, at.unwrap(), size));
+            continue;
+        }
+        let index = random.below(40) as usize;
+        let held = blocks[index];
+        let old = held.check(&alloc);
+        if step % 7 == 0 {
+            free(&own, blocks.swap_remove(index));
+            // SAFETY: what is refused changes nothing.
+            let gone = unsafe { own.reallocate_offset(old, layout(size)) };
+            let refused = matches!(gone, Err(Error::DoubleFree { .. } | Error::NotABlock { .. }));
+            assert!(refused, "{gone:?}");
+            continue;
+        }
+        // Often a granule more or less, as arrays grow.
+        let size = if step % 2 == 0 { held.size + 64 * KIB } else { size };
+        let align = 8 << random.below(6);
+        let wanted = Layout::from_size_align(size, align).unwrap();
+        // SAFETY: live, and only what comes back is used again.
+        let at = unsafe { own.reallocate_offset(old, wanted) }.unwrap();
+        assert!(alloc.resolve(at).addr().is_multiple_of(align));
+        stayed += usize::from(at == old);
+        // SAFETY: the block's first byte, which was copied if it moved.
+        assert_eq!(unsafe { alloc.resolve(at).read() }, held.size as u8);
+        blocks[index] = Held::new(&alloc, at, size);
+        let far = Layout::from_size_align(1 << 40, 8).unwrap();
+        // SAFETY: what fails changes nothing.
+        assert!(unsafe { own.reallocate_offset(at, far) }.is_err());
+    }
+    assert!(stayed > 1000, "{stayed}");
+    blocks.into_iter().for_each(|held| free(&own, held));
+    drop((own, other));
+    assert_eq!(alloc.currently_allocated_size(), 0);
+    alloc.verify().unwrap();
+}
+
 /// Runs that a thread keeps are free to everybody who looks, and whoever has none left gets them.
 #[test]
 fn kept_runs_are_free_memory() {

@@ -1,6 +1,8 @@
 //! Pointers and ids as data: an id and an offset, never an address.
 
-use hshm::{AllocatorId, FullPtr, MemContext, OffsetPtr, Region, ShmPtr, ThreadId};
+use hshm::{
+    AllocatorId, FullPtr, MemContext, MemoryBackendId, OffsetPtr, Region, ShmPtr, ThreadId,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 #[track_caller]
@@ -15,6 +17,7 @@ fn pointers_and_ids_come_back() {
     let id = AllocatorId::new(7, u32::MAX - 1);
     round_trip(id, r#"{"major":7,"minor":4294967294}"#);
     round_trip(AllocatorId::NULL, r#"{"major":4294967295,"minor":4294967295}"#);
+    round_trip(MemoryBackendId::get(3), "3");
     round_trip(ThreadId::new(12), "12");
     round_trip(MemContext::DEFAULT, r#"{"tid":-1}"#);
     assert_eq!(serde_json::from_str::<ThreadId>("-77").unwrap(), ThreadId::NULL);

@@ -13,8 +13,8 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use super::{
-    Allocator as Region, BuddyAllocator, CtxAllocator, MallocAllocator, ScalablePageAllocator,
-    StackAllocator, ThreadLocalAllocator,
+    Allocator as Region, BuddyAllocator, CtxAllocator, Exclusive, MallocAllocator,
+    ScalablePageAllocator, StackAllocator, ThreadLocalAllocator,
 };
 use crate::base::MemContext;
 use crate::ptr::OffsetPtr;
@@ -78,6 +78,51 @@ macro_rules! regions_allocate {
                     let old = offset(alloc, place);
                     // SAFETY: the caller's block.
                     let moved = unsafe { alloc.reallocate_offset(self.context(), old, new) };
+                    moved.ok().and_then(|at| block(alloc, at, new)).ok_or(AllocError)
+                }
+                unsafe fn grow_zeroed(
+                    &self,
+                    place: NonNull<u8>,
+                    old: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    // SAFETY: the caller's contract is the same.
+                    unsafe { self.grow(place, old, new).map(|grown| zero_gained(grown, old, new)) }
+                }
+                unsafe fn shrink(
+                    &self,
+                    place: NonNull<u8>,
+                    old: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    // SAFETY: the caller's contract is the same: reallocating does both.
+                    unsafe { self.grow(place, old, new) }
+                }
+            }
+
+            // SAFETY: as above: blocks are the allocator's, which the handle borrows, and stay when the handle
+            // goes.
+            unsafe impl Allocator for Exclusive<'_> {
+                #[inline]
+                fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+                    let offset = self.allocate_offset(layout);
+                    let found = offset.ok().and_then(|at| block(self.allocator(), at, layout));
+                    found.ok_or(AllocError)
+                }
+                #[inline]
+                unsafe fn deallocate(&self, place: NonNull<u8>, _: Layout) {
+                    // SAFETY: the caller's block. A refusal (in a forked child) leaves it.
+                    let _ = unsafe { self.free_offset(offset(self.allocator(), place)) };
+                }
+                unsafe fn grow(
+                    &self,
+                    place: NonNull<u8>,
+                    _: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    let alloc = self.allocator();
+                    // SAFETY: the caller's block.
+                    let moved = unsafe { self.reallocate_offset(offset(alloc, place), new) };
                     moved.ok().and_then(|at| block(alloc, at, new)).ok_or(AllocError)
                 }
                 unsafe fn grow_zeroed(

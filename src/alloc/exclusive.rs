@@ -201,6 +201,51 @@ impl<'a> Exclusive<'a> {
         if freed { Ok(()) } else { Err(Error::DoubleFree { offset: offset as u64 }) }
     }
 
+    /// Makes a block of the allocator, whoever allocated it, as long as `new` says: where it lies if that can
+    /// be, otherwise by moving. As [`Allocator::reallocate_offset`]: on an error the block is unchanged.
+    ///
+    /// # Safety
+    /// Nobody else uses the block meanwhile; if the call gives another one, the old one is not used again.
+    pub unsafe fn reallocate_offset(
+        &self,
+        old: OffsetPtr<u8>,
+        new: Layout,
+    ) -> Result<OffsetPtr<u8>> {
+        self.alloc.check_process()?;
+        let engine = &self.alloc.heap;
+        let offset = usize::try_from(old.offset()).unwrap_or(usize::MAX);
+        let block = engine.find_block(offset)?;
+        engine.check_live(block)?;
+        let before = engine.block_size(block);
+        let address = engine.base().addr() + offset;
+        if address.is_multiple_of(new.align()) && self.resize_in_place(block, new.size().max(1)) {
+            return Ok(old);
+        }
+        let moved = self.allocate_offset(new)?;
+        let (from, to) = (self.resolve(old), self.resolve(moved));
+        // SAFETY: both are live, and the length is within both; the caller vouches for the old one, and its
+        // contents have moved. (In a heap that another process damages the two may overlap.)
+        unsafe {
+            core::ptr::copy(from, to, before.min(new.size()));
+            self.free_offset(old)?;
+        }
+        Ok(moved)
+    }
+
+    fn resize_in_place(&self, block: Block, size: usize) -> bool {
+        if self.alloc.resize_in_place(block, size) {
+            return true;
+        }
+        // What is free behind a run of this handle's may be a run that it keeps.
+        let Block::Run { head, granules, owner } = block else { return false };
+        let engine = &self.alloc.heap;
+        let resize = || engine.resize_run(self.alloc.process, owner, head, granules, size);
+        owner == self.id
+            && size > MAX_SMALL
+            && self.with(|heap| heap.make_room_behind(engine, head, granules, size))
+            && resize()
+    }
+
     /// Takes in what others returned, and gives empty slabs to the process.
     pub fn tidy(&self) {
         if self.alloc.check_process().is_ok() {

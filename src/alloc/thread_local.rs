@@ -550,7 +550,7 @@ impl ThreadLocalAllocator {
     }
 
     /// Tries to make a block hold `size` bytes where it lies.
-    fn resize_in_place(&self, block: Block, size: usize) -> bool {
+    pub(super) fn resize_in_place(&self, block: Block, size: usize) -> bool {
         match block {
             Block::Small { class, .. } => {
                 size <= class.size()

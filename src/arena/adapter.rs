@@ -128,6 +128,26 @@ macro_rules! arenas_allocate {
                     }
                     Ok(moved)
                 }
+                unsafe fn shrink(
+                    &self,
+                    place: NonNull<u8>,
+                    old: Layout,
+                    new: Layout,
+                ) -> Result<NonNull<[u8]>, AllocError> {
+                    if place.addr().get().is_multiple_of(new.align()) {
+                        // SAFETY: the caller's block, which has the old layout, and gets no longer: it stays.
+                        let shrunk = unsafe { self.reallocate(place, old, new.size()) };
+                        return shrunk.map(|place| block(place, new)).map_err(|_| AllocError);
+                    }
+                    let moved = Allocator::allocate(self, new)?;
+                    // SAFETY: two different blocks, both at least as long as the new one; the old one is
+                    // the caller's to give up.
+                    unsafe {
+                        moved.cast::<u8>().copy_from_nonoverlapping(place, new.size());
+                        Allocator::deallocate(self, place, old);
+                    }
+                    Ok(moved)
+                }
             }
 
             // SAFETY: as above.

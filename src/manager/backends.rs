@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Names a backend in this process (HSHM's `MemoryBackendId::Get(n)`). Other processes may call the same
 /// backend by another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MemoryBackendId(u32);
 
 impl MemoryBackendId {
