@@ -740,3 +740,6 @@ fn resize_large(block: *mut u8, size: usize) -> bool {
         _ => false,
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
