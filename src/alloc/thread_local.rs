@@ -563,23 +563,21 @@ impl ThreadLocalAllocator {
                 }
                 let Some(local) = self.local_of(owner) else { return false };
                 let resize = || self.heap.resize_run(self.process, owner, head, granules, size);
-                // What is free behind it may be a run that is kept.
-                let make_room = |slot: &mut Option<ThreadHeap>| {
-                    slot.as_mut().is_some_and(|thread| {
-                        thread.make_room_behind(&self.heap, head, granules, size)
-                    })
-                };
-                if size <= MAX_SMALL
-                    || !(resize() || local.with(make_room) == Some(true) && resize())
-                {
-                    return false;
+                if size <= MAX_SMALL || wanted == granules as usize {
+                    return size > MAX_SMALL && resize();
                 }
-                local.with(|slot: &mut Option<ThreadHeap>| {
-                    if let Some(thread) = slot {
+                let resized = local.with(|slot: &mut Option<ThreadHeap>| {
+                    let Some(thread) = slot else { return resize() };
+                    // What is free behind it may be a run that is kept.
+                    let resized = resize()
+                        || thread.make_room_behind(&self.heap, head, granules, size) && resize();
+                    if resized {
                         thread.note_resized(granules, wanted as u32);
                     }
+                    resized
                 });
-                true
+                // The thread block is somebody's own.
+                resized.unwrap_or_else(resize)
             }
             Block::Large { head } => {
                 size > MAX_RUN as usize * GRANULE / 2 && self.heap.resize_large(head, size)
