@@ -61,6 +61,9 @@ const LOOK_INTERVAL_NS: u64 = 100_000_000;
 /// Chunks that the dead leave stay resident for reuse up to this many bytes in all.
 const KEEP_RESIDENT: u64 = 64 << 20;
 
+/// So many announced slabs are looked at in search of one.
+const LOOK_AT: u32 = 4096;
+
 /// What stays of the blocks that a process owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stays {
@@ -358,21 +361,23 @@ impl RegionHeap {
             && pending.compare_exchange(number, 0, Ordering::SeqCst, Relaxed).is_ok()
     }
 
-    /// Whether a slab or a run is on the list of any thread block.
+    /// Whether a slab or a run is on the list of any thread block, as far as can be said soon: where more is
+    /// announced than that, and in a damaged heap, it counts as being there.
     fn is_on_a_list(&self, head: GranuleIdx) -> bool {
         let high = self.source().blocks_high.load(Ordering::Acquire).min(self.block_count());
         let blocks = (1..high).map(|id| BlockId(id as u16)).chain([self.estate_block()]);
-        blocks.map(|id| self.block(id).returned.load(Ordering::SeqCst)).any(|first| {
-            let mut at = first;
-            // A damaged list ends, too.
-            (0..self.granules())
-                .map_while(|_| {
-                    let here = self.slab_at(at, 1)?;
-                    at = self.desc(here).remote_next.load(Ordering::Acquire);
-                    Some(here)
-                })
-                .any(|here| here == head)
-        })
+        let mut left = LOOK_AT;
+        for id in blocks {
+            let mut at = self.block(id).returned.load(Ordering::SeqCst);
+            while let Some(here) = self.slab_at(at, 1) {
+                if here == head || left == 0 {
+                    return true;
+                }
+                left -= 1;
+                at = self.desc(here).remote_next.load(Ordering::Acquire);
+            }
+        }
+        false
     }
 
     /// Takes what others announced to a thread block; see [`remote::take_list`].
