@@ -141,7 +141,9 @@ impl HshmAlloc {
     /// Walks every invariant of the heap's regions, oldest first; see [`HeapReport`]. Blocks in
     /// threads' caches count as in use.
     ///
-    /// Threads that allocate or free meanwhile wait, as far as their caches do not serve them.
+    /// Threads that allocate or free meanwhile wait, as far as their caches do not serve them. The other
+    /// programs of a heap that was [joined](HshmAllocBuilder::region) do not: what they are just changing
+    /// looks like a fault, and in a forked child's copy stays so.
     pub fn verify(&self) -> Result<Vec<HeapReport>, Fault> {
         // The vector first: nothing may be allocated while the heap stands still.
         let mut reports = Vec::with_capacity(MAX_REGIONS);

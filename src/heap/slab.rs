@@ -312,6 +312,11 @@ impl<'a> Slab<'a> {
 
     /// Somebody else: marks a block as returned, under the same conditions. Of several who do, one is
     /// told that it did.
+    ///
+    /// One of them and the owner may both be told that they did, if they look at the same moment: two frees
+    /// of one block, which only a caller makes that breaks the contract of `free`. The bit then waits here, and
+    /// frees the block's next life. To look for it whenever a block is handed out would cost each allocation
+    /// the others' cache line; a run, which is worth that, is looked at (`forget_late_return`).
     #[inline(always)]
     pub(crate) fn return_live(&self, block: u32) -> bool {
         let (word, bit) = (block as usize / 64, 1 << (block % 64));
