@@ -1,15 +1,12 @@
 //! Joined programs allocate, free and exchange blocks; one after another is killed at random.
 //!
-//! A ledger in the heap says what each program owns, what lies in the mailboxes, and which block a
-//! program is handing over or taking over right now. After each death the others are stopped for a
-//! moment between two operations: what the dead one owned must be gone, what it had put into a mailbox
-//! must be there, and the walk of the heap must find nothing wrong. Meanwhile each program uses the
-//! heap for all else that programs do: maps, texts, threads.
+//! After each death what the ledger says must be there, and the walk of the heap must find nothing wrong.
+//! Meanwhile each program uses the heap for all else that programs do: maps, texts, threads.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use hshm::{
@@ -18,31 +15,12 @@ use hshm::{
 
 use crate::A;
 use crate::member::Name;
+use crate::support::ledger::{self, Blocks};
 use crate::support::{role, turn};
 
 const CTX: MemContext = MemContext::DEFAULT;
 const WORKERS: usize = 4;
-const OWNED: usize = 32;
-const MAILBOXES: usize = 32;
-/// Nobody is that slow; a worker that does not get here hangs.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-#[repr(C)]
-struct Worker {
-    parked: AtomicU64,
-    operations: AtomicU64,
-    /// The block that changes hands.
-    flight: AtomicU64,
-    /// Addresses, which are the same in all programs.
-    owned: [AtomicU64; OWNED],
-}
-
-#[repr(C)]
-struct Ledger {
-    pause: AtomicU64,
-    workers: [Worker; WORKERS],
-    mailboxes: [AtomicU64; MAILBOXES],
-}
+type Ledger = ledger::Ledger<WORKERS, 32>;
 
 struct Random(u64);
 
@@ -109,59 +87,32 @@ fn free(block: u64) {
     }
 }
 
-fn give(block: u64, to: Owner) {
-    // SAFETY: the caller's block, or nobody's that only the caller takes.
-    unsafe { A.transfer(words(block).cast(), to) }.unwrap();
+/// The program's own, by their addresses, which are the same in all programs.
+struct Addresses;
+
+impl Blocks for Addresses {
+    fn make(&self, size: usize) -> u64 {
+        make(size)
+    }
+    fn check(&self, block: u64) {
+        check(block);
+    }
+    fn free(&self, block: u64) {
+        free(block);
+    }
+    fn give(&self, block: u64, to: Owner) {
+        // SAFETY: the caller's block, or nobody's that only the caller takes.
+        unsafe { A.transfer(words(block).cast(), to) }.unwrap();
+    }
 }
 
 fn work(ledger: &Ledger, own: usize, seed: u64) -> ! {
-    let me = &ledger.workers[own];
     let mut random = Random(seed);
     let mut map: BTreeMap<u64, String> = BTreeMap::new();
     loop {
-        // Each pause has a number, so that one is not taken for the next.
-        let pause = ledger.pause.load(SeqCst);
-        if pause != 0 {
-            me.parked.store(pause, SeqCst);
-            while ledger.pause.load(SeqCst) == pause {
-                std::thread::sleep(Duration::from_micros(100));
-            }
-            continue;
-        }
-        me.operations.fetch_add(1, SeqCst);
-        let slot = &me.owned[random.below(OWNED as u64) as usize];
-        let mailbox = &ledger.mailboxes[random.below(MAILBOXES as u64) as usize];
-        let block = slot.load(SeqCst);
+        let size = random.size();
+        ledger.turn(own, &Addresses, size, |bound| random.below(bound));
         match random.below(6) {
-            0 | 1 if block == 0 => slot.store(make(random.size()), SeqCst),
-            0 if block != 0 => {
-                free(block);
-                slot.store(0, SeqCst);
-            }
-            // Send.
-            2 if block != 0 => {
-                me.flight.store(block, SeqCst);
-                give(block, Owner::Nobody);
-                if mailbox.compare_exchange(0, block, SeqCst, SeqCst).is_ok() {
-                    slot.store(0, SeqCst);
-                } else {
-                    give(block, Owner::ThisProcess);
-                }
-                me.flight.store(0, SeqCst);
-            }
-            // Receive.
-            3 if block == 0 => {
-                let letter = mailbox.load(SeqCst);
-                if letter != 0 {
-                    me.flight.store(letter, SeqCst);
-                    if mailbox.compare_exchange(letter, 0, SeqCst, SeqCst).is_ok() {
-                        give(letter, Owner::ThisProcess);
-                        check(letter);
-                        slot.store(letter, SeqCst);
-                    }
-                    me.flight.store(0, SeqCst);
-                }
-            }
             4 => {
                 let key = random.below(300);
                 let text = "text ".repeat(random.below(60) as usize);
@@ -197,25 +148,6 @@ fn start(name: &Name, ledger: &Ledger, own: usize, seed: u64) -> Child {
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
-}
-
-/// What the living own and what is in the mailboxes.
-fn entries(ledger: &Ledger) -> impl Iterator<Item = u64> {
-    let owned = ledger.workers.iter().flat_map(|worker| &worker.owned);
-    owned.chain(&ledger.mailboxes).map(|word| word.load(SeqCst)).filter(|&block| block != 0)
-}
-
-fn stand_still(ledger: &Ledger, workers: &mut [Child], dead: usize, pause: u64) {
-    ledger.pause.store(pause, SeqCst);
-    let start = Instant::now();
-    for (index, worker) in ledger.workers.iter().enumerate().filter(|(index, _)| *index != dead) {
-        while worker.parked.load(SeqCst) != pause {
-            let ended = workers[index].try_wait().unwrap();
-            assert!(ended.is_none(), "worker {index} found something wrong: {ended:?}");
-            assert!(start.elapsed() < PATIENCE, "worker {index} hangs");
-            std::thread::sleep(Duration::from_micros(100));
-        }
-    }
 }
 
 struct Heap {
@@ -255,17 +187,13 @@ fn run(kills: u64) {
         let dead = random.below(WORKERS as u64) as usize;
         workers[dead].kill().unwrap();
         workers[dead].wait().unwrap();
-        stand_still(ledger, &mut workers, dead, kill + 1);
+        ledger.stand_still(dead, kill + 1, |worker| workers[worker].try_wait().unwrap().is_some());
         heap.alloc.reap();
-        let entry = &ledger.workers[dead];
-        entry.owned.iter().for_each(|word| word.store(0, SeqCst));
-        // A block that was nobody's for the moment: the application knows it and frees it.
-        let flying = entry.flight.swap(0, SeqCst);
-        if flying != 0 && heap.is_live(flying) && entries(ledger).all(|block| block != flying) {
+        if let Some(flying) = ledger.strike_out(dead, |block| heap.is_live(block)) {
             heap.free(flying);
             flights += 1;
         }
-        for block in entries(ledger) {
+        for block in ledger.entries() {
             assert!(heap.is_live(block), "a living one's block is gone after kill {kill}");
             check(block);
         }
@@ -277,25 +205,16 @@ fn run(kills: u64) {
         *most = used.max(*most);
         assert_eq!(heap.alloc.refused_frees(), 0, "after kill {kill}");
         workers[dead] = start(&name, ledger, dead, random.below(u64::MAX));
-        ledger.pause.store(0, SeqCst);
+        ledger.go_on();
     }
-    let operations: u64 = ledger.workers.iter().map(|worker| worker.operations.load(SeqCst)).sum();
     for worker in &mut workers {
         worker.kill().unwrap();
         worker.wait().unwrap();
     }
     // Those that were killed first may have been reaped by those that were killed last.
     heap.alloc.reap();
-    for letter in ledger.mailboxes.iter().map(|mailbox| mailbox.load(SeqCst)) {
-        if letter != 0 {
-            heap.free(letter);
-        }
-    }
-    for flying in ledger.workers.iter().map(|worker| worker.flight.load(SeqCst)) {
-        if flying != 0 && heap.is_live(flying) {
-            heap.free(flying);
-        }
-    }
+    let turns = ledger.turns();
+    ledger.clear(|block| heap.is_live(block), |block| heap.free(block));
     // SAFETY: nobody else is there any more.
     unsafe { heap.alloc.free_offset(CTX, place) }.unwrap();
     heap.alloc.trim();
@@ -303,7 +222,7 @@ fn run(kills: u64) {
     let report = heap.alloc.verify().unwrap();
     assert_eq!((report.blocks_in_use, report.slabs), (0, 0));
     println!(
-        "{kills} kills of joined programs, {operations} turns of {WORKERS}, {:.1} s",
+        "{kills} kills of joined programs, {turns} turns of {WORKERS}, {:.1} s",
         begun.elapsed().as_secs_f64()
     );
     println!(
@@ -313,7 +232,7 @@ fn run(kills: u64) {
         "most bytes in chunks: {early} in the first {} kills, {late} after",
         kills.min(200) / 2
     );
-    assert!(operations > 10 * kills && late <= 2 * early, "the heap grows with every death");
+    assert!(turns > 10 * kills && late <= 2 * early, "the heap grows with every death");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // geteuid
 
 pub mod forked;
+pub mod ledger;
 pub mod peer;
 
 use std::collections::BTreeSet;
