@@ -179,8 +179,12 @@ impl RegionHeap {
     #[inline(never)]
     fn put_on_list(&self, head: GranuleIdx, owner: BlockId) {
         let (desc, block) = (self.desc(head), self.block(owner));
-        let (next, list) = (&desc.remote_next, &block.returned);
-        let put = remote::announce(&desc.pending, next, list, head.0 + 1, self.own.number());
+        let list = match self.entry(head).kind() {
+            Kind::Run => &block.returned_runs,
+            _ => &block.returned,
+        };
+        let (pending, next) = (&desc.pending, &desc.remote_next);
+        let put = remote::announce(pending, next, list, head.0 + 1, self.own.number());
         // The owner may have died, and its lists been looked through, before this came to them. That
         // is for whoever put it there to see to: until then it is announced, and nobody else's. The same
         // goes for the estate, whose list is only looked at while there is something in it.

@@ -49,12 +49,12 @@ use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use super::process::{SLOT_DYING, SLOT_LIVE};
 use super::remote;
 use super::slab::Slab;
-use super::thread::{ThreadBlock, ThreadHeap};
+use super::thread::ThreadHeap;
 use crate::base::Result;
 use crate::base::bits::run_mask;
 use crate::base::classes::{CLASSES, ClassId};
 use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK};
-use crate::sync::atomic::{Ordering, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicU32, Ordering, Ordering::Relaxed};
 
 /// Whoever needs memory looks for the dead at most this often.
 const LOOK_INTERVAL_NS: u64 = 100_000_000;
@@ -367,8 +367,8 @@ impl RegionHeap {
         let high = self.source().blocks_high.load(Ordering::Acquire).min(self.block_count());
         let blocks = (1..high).map(|id| BlockId(id as u16)).chain([self.estate_block()]);
         let mut left = LOOK_AT;
-        for id in blocks {
-            let mut at = self.block(id).returned.load(Ordering::SeqCst);
+        for list in blocks.flat_map(|id| self.block(id).lists()) {
+            let mut at = list.load(Ordering::SeqCst);
             while let Some(here) = self.slab_at(at, 1) {
                 if here == head || left == 0 {
                     return true;
@@ -380,9 +380,9 @@ impl RegionHeap {
         false
     }
 
-    /// Takes what others announced to a thread block; see [`remote::take_list`].
-    pub(super) fn take_returned(&self, block: &ThreadBlock) -> u32 {
-        remote::take_list(&block.returned, self.own.number(), self.granules(), |link| {
+    /// Takes a list of what others announced to a thread block; see [`remote::take_list`].
+    pub(super) fn take_returned(&self, list: &AtomicU32) -> u32 {
+        remote::take_list(list, self.own.number(), self.granules(), |link| {
             let desc = self.desc(self.slab_at(link, 1)?);
             Some((&desc.pending, &desc.remote_next))
         })
@@ -503,11 +503,15 @@ impl RegionHeap {
         });
     }
 
-    /// Takes what others announced to a thread block off its list; what is another's by now is
+    /// Takes what others announced to a thread block off its lists; what is another's by now is
     /// announced there. The estate's own stays announced where there is something to merge, for whoever
     /// adopted its chunk.
     pub(super) fn drain(&self, id: BlockId) {
-        let mut at = self.take_returned(self.block(id));
+        self.block(id).lists().into_iter().for_each(|list| self.drain_list(id, list));
+    }
+
+    fn drain_list(&self, id: BlockId, list: &AtomicU32) {
+        let mut at = self.take_returned(list);
         let mut left = self.granules();
         while at != 0 && at <= self.granules() && left > 0 {
             left -= 1;
@@ -556,6 +560,7 @@ impl ThreadHeap {
 mod tests {
     use super::super::layout::TableSizes;
     use super::super::liveness::Joining;
+    use super::super::thread::ThreadBlock;
     use super::*;
     use crate::base::classes::class_index;
     use crate::base::units::MIB;
@@ -651,7 +656,7 @@ mod tests {
         let mut dead = dead;
         let slabs = dead.slabs(3);
         slabs.iter().for_each(|slab| two.free(slab[0]));
-        assert_ne!(dead.heap.take_returned(dead.returned()), 0);
+        assert_ne!(dead.heap.take_returned(&dead.returned().returned), 0);
         dead.die();
         assert_eq!(two.heap.reap(two.slot).processes, 1);
         let again = one.slabs(3);

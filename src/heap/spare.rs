@@ -163,8 +163,13 @@ impl ThreadHeap {
         (granules, room): (u32, u32),
         kept_will_do: bool,
     ) -> Result<(GranuleIdx, bool)> {
-        // Runs that others freed come back here; one load where there are none.
-        self.collect(heap);
+        // Runs that others freed come back here; one load where there are none. Slabs only now and then:
+        // they are no run, but room for one when they are empty.
+        if self.spares.turns.is_multiple_of(TURNS) {
+            self.collect(heap);
+        } else {
+            self.collect_from(heap, |block| &block.returned_runs);
+        }
         heap.reap_now_and_then(self.process());
         if kept_will_do && let Some(head) = self.take_spare(heap, granules) {
             return self.hand_out(heap, head, size).map(|()| (head, false));
@@ -347,8 +352,10 @@ impl RegionHeap {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::block::Block;
     use super::super::thread::with_thread_heap;
     use super::*;
+    use crate::base::classes::{ClassId, class_index};
 
     fn with_heap(work: impl FnOnce(&RegionHeap, &mut ThreadHeap)) {
         with_thread_heap(|heap, thread| {
@@ -374,6 +381,52 @@ mod tests {
                 assert!(thread.free_own_run(heap, run));
             }
             assert!(runs.iter().all(|&run| !heap.desc(run).is_run_returned()));
+        });
+    }
+
+    /// Who needs a run takes in runs; slabs gather what comes back meanwhile, and are seen to now and
+    /// then, or by who needs their blocks.
+    #[test]
+    fn slabs_gather_while_runs_are_needed() {
+        with_heap(|heap, thread| {
+            let class = ClassId::new(class_index(30 << 10));
+            let block = |thread: &mut ThreadHeap| {
+                let block = thread.allocate_one(heap, class).unwrap();
+                block.addr() - heap.base().addr()
+            };
+            let give_back = |offset| match heap.find_block(offset) {
+                Ok(Block::Small { head, class, index, owner }) => {
+                    assert!(heap.return_block(head, class, owner, index));
+                    &heap.desc(head).pending
+                }
+                other => panic!("{other:?}"),
+            };
+            let blocks = [0; 3].map(|_| block(thread));
+            let pending = give_back(blocks[0]);
+            let run = thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap().0;
+            assert!(heap.return_foreign_run(run, thread.id()));
+            let longer = thread.allocate_run(heap, 9 * GRANULE, GRANULE, 0).unwrap().0;
+            assert!(!heap.desc(run).is_run_returned());
+            assert_ne!(pending.load(Relaxed), 0);
+            assert!(thread.free_own_run(heap, longer));
+            for _ in 0..TURNS {
+                let (run, _) = thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap();
+                assert!(thread.free_own_run(heap, run));
+            }
+            assert_eq!(pending.load(Relaxed), 0);
+            // And runs wait for who needs blocks, as long as slabs give some.
+            give_back(blocks[1]);
+            let run = thread.allocate_run(heap, GRANULE, GRANULE, 0).unwrap().0;
+            assert!(heap.return_foreign_run(run, thread.id()));
+            while !blocks[..2].contains(&block(thread)) {}
+            while pending.load(Relaxed) != 0 {
+                block(thread);
+            }
+            assert!(heap.desc(run).is_run_returned());
+            for _ in 0..64 {
+                block(thread);
+            }
+            assert!(!heap.desc(run).is_run_returned());
         });
     }
 

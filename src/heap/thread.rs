@@ -40,8 +40,17 @@ pub(crate) struct ThreadBlock {
     pub(crate) returned: AtomicU32,
     /// 1 while no thread uses the block's heap: what is returned to it waits for somebody to look.
     pub(crate) idle: AtomicU32,
-    _pad0: AtomicU32,
+    /// The same as `returned`, for runs: whoever needs one leaves the slabs alone, which gather bits
+    /// meanwhile. What has changed hands may be on either.
+    pub(crate) returned_runs: AtomicU32,
     _pad: [AtomicU64; 6],
+}
+
+impl ThreadBlock {
+    /// The lists of what others returned.
+    pub(super) fn lists(&self) -> [&AtomicU32; 2] {
+        [&self.returned, &self.returned_runs]
+    }
 }
 
 /// One class of a thread heap. Zero in a link is "none", otherwise granule + 1.
@@ -250,7 +259,11 @@ impl ThreadHeap {
                 self.bins[class.index()].hint = 0;
             } else if !collected {
                 collected = true;
-                self.collect(heap);
+                self.collect_from(heap, |block| &block.returned);
+                if self.bins[class.index()].partial == 0 {
+                    // Before more is asked for, runs as well.
+                    self.collect(heap);
+                }
             } else {
                 self.new_slab(heap, class)?;
             }
@@ -502,10 +515,32 @@ impl ThreadHeap {
 
     /// Takes in what others returned to this heap's slabs and runs.
     pub(crate) fn collect(&mut self, heap: &RegionHeap) {
-        // Before the list is taken: what the dead announced is on it.
+        // Before the lists are taken: what the dead announced is on them.
         let deaths = heap.source().deaths.load(Ordering::Acquire);
-        let block = heap.block(self.id);
-        let mut at = heap.take_returned(block);
+        for list in heap.block(self.id).lists() {
+            self.take_in(heap, list);
+        }
+        if deaths != self.deaths {
+            self.deaths = deaths;
+            self.rescue(heap);
+        }
+    }
+
+    /// Takes in what is on one of the lists; after a death, everything.
+    pub(super) fn collect_from(
+        &mut self,
+        heap: &RegionHeap,
+        list: impl FnOnce(&ThreadBlock) -> &AtomicU32,
+    ) {
+        if heap.source().deaths.load(Ordering::Acquire) == self.deaths {
+            self.take_in(heap, list(heap.block(self.id)));
+        } else {
+            self.collect(heap);
+        }
+    }
+
+    fn take_in(&mut self, heap: &RegionHeap, list: &AtomicU32) {
+        let mut at = heap.take_returned(list);
         // A sound list has every granule at most once; a damaged one must end too.
         let mut left = heap.granules();
         while at != 0 && at <= heap.granules() && left > 0 {
@@ -534,10 +569,6 @@ impl ThreadHeap {
                 Kind::Run => self.free_returned(heap, head),
                 _ => {}
             }
-        }
-        if deaths != self.deaths {
-            self.deaths = deaths;
-            self.rescue(heap);
         }
     }
 
