@@ -37,8 +37,12 @@ pub(crate) const MAX_REGIONS: usize = 64;
 /// empty and full, so that any class field of a granule map entry picks a bin that exists.
 pub(crate) const BINS: usize = 128;
 
-/// Bytes of blocks that a bin has room for at first, and ever if its thread only frees such blocks.
+/// Bytes of blocks that a bin has room for at first.
 const FIRST_BYTES: usize = 16 << 10;
+/// Bytes of blocks that a bin ever has room for if its thread only frees such blocks, or so many
+/// blocks: what makes sending half of them home at a time worth it.
+const PASSING_BYTES: usize = 32 << 10;
+const PASSING_BLOCKS: usize = 16;
 /// Bytes of blocks that all bins of a thread may have room for, but for a few blocks a class.
 const ROOM_BYTES: usize = 1 << 20;
 
@@ -440,7 +444,11 @@ impl ThreadCache {
         let room = self.room(class);
         let only_frees = self.batch[class.index()] == FIRST_BATCHES[class.index()];
         let most = capacity(class.index());
-        let most = if only_frees { most.min((FIRST_BYTES / class.size()).max(8)) } else { most };
+        let most = if only_frees {
+            most.min((PASSING_BYTES / class.size()).max(PASSING_BLOCKS))
+        } else {
+            most
+        };
         let wider = if room == 0 { (FIRST_BYTES / class.size()).clamp(2, 8) } else { 2 * room };
         let wider = wider.min(most);
         if wider == room
@@ -550,7 +558,7 @@ mod tests {
             assert!(pop(cache, bin_offset(48)).is_null());
             // A class that is only freed gets no more room than its first bytes.
             while cache.widen(class) {}
-            assert_eq!(cache.room(class), FIRST_BYTES / class.size());
+            assert_eq!(cache.room(class), PASSING_BYTES / class.size());
             cache.batch[class.index()] += 1;
             assert!(cache.widen(class));
             for block in 1..=cache.room(class) {

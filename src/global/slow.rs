@@ -344,6 +344,7 @@ impl Outgoing {
         Outgoing { len: 0, words: [(GranuleIdx(0), BlockId(0), 0, 0); 16] }
     }
     /// Adds blocks of one word of a slab; how many of them are refused, having been added before.
+    #[inline(never)]
     fn add(
         &mut self,
         part: &Part,
@@ -366,6 +367,7 @@ impl Outgoing {
         self.len += 1;
         0
     }
+    #[inline(never)]
     fn send(&mut self, part: &Part, class: ClassId) {
         let mut unattended = 0;
         for &(head, owner, word, mask) in &self.words[..self.len] {

@@ -454,7 +454,8 @@ impl<'a> Slab<'a> {
     /// Not the owner: `gathered` gets words of bits for the remote bitmap of the first blocks that are
     /// this slab's, which starts at `base`. Returns how many were, and how many of those were refused
     /// because no block begins there, or for being in a word twice.
-    #[inline]
+    // A function of its own, as above; `gathered` should not be inlined into it.
+    #[inline(never)]
     pub(crate) fn gather(
         &self,
         base: *mut u8,
@@ -462,7 +463,8 @@ impl<'a> Slab<'a> {
         mut gathered: impl FnMut(usize, u64),
     ) -> (usize, u32) {
         let (bytes, size) = (self.bytes() as usize, self.class.size() as u32);
-        let (mut seen, mut refused) = (0, 0);
+        let (division, count) = (self.class.division(), self.class.blocks());
+        let (mut seen, mut refused) = (0, 0u32);
         // Neighbours are often freed one after another.
         let (mut at_word, mut word) = (0, 0u64);
         for block in blocks {
@@ -471,23 +473,23 @@ impl<'a> Slab<'a> {
                 break;
             }
             seen += 1;
-            let index = self.class.block_of(at as u32);
-            let bit = 1 << (index % 64);
-            if index * size != at as u32 || index >= self.class.blocks() {
+            let index = division.block_of(at as u32);
+            if index.wrapping_mul(size) != at as u32 || index >= count {
                 refused += 1;
                 continue;
             }
-            if index as usize / 64 != at_word {
+            if index / 64 != at_word {
                 if word != 0 {
-                    gathered(at_word, word);
+                    gathered(at_word as usize, word);
                 }
-                (at_word, word) = (index as usize / 64, 0);
+                (at_word, word) = (index / 64, 0);
             }
+            let bit = 1 << (index % 64);
             refused += (word & bit != 0) as u32;
             word |= bit;
         }
         if word != 0 {
-            gathered(at_word, word);
+            gathered(at_word as usize, word);
         }
         (seen, refused)
     }
