@@ -191,6 +191,7 @@ impl RegionHeap {
         block.namespace.store(own.namespace, Relaxed);
         block.watched.store(lock.is_some() as u32, Relaxed);
         block.program.store(if lock.is_some() { own.program } else { 0 }, Relaxed);
+        block.image.store(os::image_number(), Relaxed);
         block.global.store(joining.global, Relaxed);
         block.open_account(joining.max_bytes, joining.max_blocks);
         let number = self.fresh_number();
@@ -293,8 +294,15 @@ impl RegionHeap {
     /// Whether the process in a slot, whose lock is gone, has become another program (`execve`): its
     /// threads and all that they had are gone. (A program that merely closes all descriptors loses
     /// its lock, too.)
+    ///
+    /// What it was itself before, a process tells for sure: not even the same program at the same addresses
+    /// has the same number of the kernel's.
     fn has_executed(&self, slot: ProcessSlot) -> bool {
         let block = self.process(slot);
+        if block.pid.load(Relaxed) == os::process_id() {
+            let (then, now) = (block.image.load(Relaxed), os::image_number());
+            return then != 0 && now != 0 && then != now;
+        }
         let before = block.program.load(Relaxed);
         if before == 0 {
             return false;

@@ -80,7 +80,8 @@ pub(crate) struct ProcessBlock {
     pub(crate) lock: ShmLock,
     lists: [AtomicU32; LISTS],
     empty_chunks: AtomicU32,
-    _pad2: AtomicU32,
+    /// See [`os::image_number`]; 0 where it could not be told.
+    pub(crate) image: AtomicU32,
     /// Bytes of chunks owned for runs. Changed by the process alone.
     pub(crate) owned: AtomicU64,
     /// Bytes of free granules in the chunks that may be resident.

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hshm::{
-    Allocator, Backend, KIB, MIB, MemContext, MemfdBackend, Region, RegionOptions,
+    Allocator, Backend, KIB, MIB, MemContext, MemfdBackend, Region, RegionOptions, SharedHeap,
     ThreadLocalAllocator,
 };
 
-use super::support::turn;
+use super::support::{role, turn, unique};
 use super::victim::Victim;
 use super::work::{allocate, layout};
 
@@ -311,6 +313,56 @@ fn a_process_that_has_become_another_program_is_dead() {
         assert_eq!(unsafe { libc::kill(victim.pid() as i32, 0) }, 0);
         allocate(&scene.alloc, CTX, 6 * MIB);
     }
+}
+
+/// The same program again, at the same addresses: nobody else can tell, but the process itself knows what
+/// it was before.
+#[test]
+fn a_process_that_has_executed_itself_is_dead() {
+    const TEST: &str = "detect::a_process_that_has_executed_itself_is_dead";
+    const BLOCK: usize = 6 * MIB;
+    let options = RegionOptions::new().capacity(64 * MIB);
+    // As long as the other, so that the stack begins at the same place, too.
+    let again = |name: &str, life: u32| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", TEST, "--nocapture", "--test-threads=1"]);
+        command.env("HSHM_TEST_ROLE", format!("{TEST}={life} {name}"));
+        command
+    };
+    if let Some(role) = role(TEST) {
+        let (life, name) = role.split_once(' ').unwrap();
+        let alloc = SharedHeap::new(name).open(&options).unwrap();
+        let life: u32 = life.parse().unwrap();
+        // Itself, as it was before, twice.
+        assert_eq!((life, alloc.reap()), (life, 2 * usize::from(life > 1)));
+        assert_eq!(alloc.verify().unwrap().blocks_in_use, 0);
+        allocate(&alloc, CTX, BLOCK);
+        let other = SharedHeap::new(name).open(&options).unwrap();
+        assert_eq!((alloc.reap(), other.reap()), (0, 0));
+        std::mem::forget((alloc, other));
+        if life < 4 {
+            panic!("{}", again(name, life + 1).exec());
+        }
+        return;
+    }
+    let _turn = turn();
+    let name = unique("itself");
+    let alloc = SharedHeap::new(&name).create(&options).unwrap();
+    let mut command = again(&name, 1);
+    // SAFETY: a system call between fork and exec. Where it is refused, addresses are random.
+    unsafe {
+        command.pre_exec(|| {
+            libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+            Ok(())
+        })
+    };
+    let output = command.output().unwrap();
+    SharedHeap::new(&name).destroy().unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success() && text[0].contains("1 passed"), "{text:?}");
+    assert_eq!(alloc.reap(), 2);
+    assert_eq!(alloc.verify().unwrap().blocks_in_use, 0);
 }
 
 /// Daemons close every descriptor that they do not know, and with them the lock that says that they live.

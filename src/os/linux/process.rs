@@ -26,6 +26,23 @@ pub(crate) fn thread_id() -> u32 {
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
+/// A number for what this process runs, from random bytes that the kernel gives to each program that begins:
+/// another one after `execve`, whatever is executed. Never 0, unless it cannot be told.
+pub(crate) fn image_number() -> u32 {
+    // <linux/auxvec.h>; the libc crate has no name for it on Linux.
+    const AT_RANDOM: libc::c_ulong = 25;
+    // SAFETY: no preconditions; what the kernel did not say is 0.
+    let at = unsafe { libc::getauxval(AT_RANDOM) };
+    if at == 0 {
+        return 0;
+    }
+    let bytes = core::ptr::with_exposed_provenance::<[u64; 2]>(at as usize);
+    // SAFETY: 16 bytes at the start of the stack, which stay.
+    let [one, other] = unsafe { bytes.read_unaligned() };
+    // They are secrets of the C library's: one half of a mixture of both tells nothing of either.
+    (mix(mix(one) ^ other) >> 32) as u32 | 1
+}
+
 // <linux/membarrier.h>; the libc crate has no names for them.
 const MEMBARRIER_CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
