@@ -35,7 +35,7 @@ struct Home {
     generation: Option<u32>,
 }
 
-#[repr(align(32))]
+#[repr(C, align(32))] // `first_holds` reads it
 struct Entry {
     /// See [`key`]; that of the null id in an empty entry.
     key: AtomicU64,
@@ -186,6 +186,74 @@ pub(super) fn reach_nth<T>(id: AllocatorId, offset: u64, index: u64) -> NonNull<
     }
 }
 
+/// [`reach_nth`] in even fewer, for loops that do nothing else. (What calls it is not inlined as readily.)
+#[inline(always)]
+pub(super) fn reach_element<T>(id: AllocatorId, offset: u64, index: u64) -> NonNull<T> {
+    if !ends_inside::<T>() {
+        return reach_nth(id, offset, index);
+    }
+    let place = offset.wrapping_add(index.wrapping_mul(size_of::<T>() as u64));
+    if !is_aligned::<T>(offset) {
+        lost_at(key(id), offset, align_of::<T>());
+    }
+    if let Some(base) = first_holds(key(id), place) {
+        return at(base + place as usize);
+    }
+    match elsewhere(key(id)).and_then(|entry| nth_in::<T>(entry, place)) {
+        Some(address) => at(address),
+        None => lost_at(key(id), place, align_of::<T>()),
+    }
+}
+
+/// The base of the first heap, if that is `key`'s, and `place` less than its length.
+///
+/// The compiler makes two instructions of an atomic load and a comparison with it. Here it is one, and as
+/// ordered: on this machine loads are not reordered, so the base is of what the length is of.
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(loom), not(miri)))]
+#[inline(always)]
+fn first_holds(key: u64, place: u64) -> Option<usize> {
+    let base: usize;
+    // SAFETY: aligned words of a static, which others change by atomic stores only; nothing is written. Neither
+    // block is `pure`, so that the second is where it stands: behind the first, and if that did not leave.
+    unsafe {
+        core::arch::asm!(
+            "cmp qword ptr [{entry} + {at_key}], {key}",
+            "jne {other}",
+            "cmp qword ptr [{entry} + {at_len}], {place}",
+            "jbe {other}",
+            entry = in(reg) &raw const FIRST,
+            at_key = const core::mem::offset_of!(Entry, key),
+            at_len = const core::mem::offset_of!(Entry, len),
+            key = in(reg) key,
+            place = in(reg) place,
+            other = label { return None },
+            options(nostack, readonly)
+        );
+        core::arch::asm!(
+            "mov {base}, qword ptr [{entry} + {at_base}]",
+            entry = in(reg) &raw const FIRST,
+            at_base = const core::mem::offset_of!(Entry, base),
+            base = lateout(reg) base,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
+    Some(base)
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(loom), not(miri))))]
+#[inline(always)]
+fn first_holds(key: u64, place: u64) -> Option<usize> {
+    let here = is_first(key) && place < FIRST.len.load(Ordering::Acquire) as u64;
+    here.then(|| FIRST.base.load(Ordering::Relaxed))
+}
+
+/// Whether an aligned value that begins inside a heap ends inside: it is as long as it is aligned, and so are
+/// heaps.
+#[inline(always)]
+const fn ends_inside<T>() -> bool {
+    size_of::<T>() == align_of::<T>() && size_of::<T>() <= UNIT
+}
+
 /// [`probe`] in the table, without a call: one that may come back would take the registers from a loop
 /// over the first heap.
 #[inline(always)]
@@ -214,8 +282,7 @@ const fn home_of(key: u64) -> usize {
 #[inline(always)]
 fn nth_in<T>(entry: &Entry, offset: u64) -> Option<usize> {
     let length = entry.len.load(Ordering::Acquire) as u64;
-    // Where values are as long as they are aligned, one that begins inside ends inside: so are lengths.
-    let begins = match size_of::<T>() == align_of::<T>() && size_of::<T>() <= UNIT {
+    let begins = match ends_inside::<T>() {
         true => length,
         false => length.saturating_sub(size_of::<T>() as u64 - 1),
     };

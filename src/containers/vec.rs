@@ -88,6 +88,7 @@ impl<T: ShmSafe> ShmVec<T> {
     }
 
     /// A vector of what an iterator gives.
+    #[inline(never)] // the registers of who calls it, maybe before a loop over the elements, are not for this
     pub fn from_iter_in(items: impl IntoIterator<Item = T>, heap: ShmHeap) -> Result<Self> {
         let mut vec = Self::new_in(heap);
         vec.extend(items)?;
@@ -142,7 +143,7 @@ impl<T: ShmSafe> ShmVec<T> {
         }
         match Self::NO_SIZE {
             true => NonNull::dangling(),
-            false => heap::reach_nth(self.heap, self.data.offset(), index as u64),
+            false => heap::reach_element(self.heap, self.data.offset(), index as u64),
         }
     }
 
