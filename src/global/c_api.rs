@@ -28,7 +28,7 @@ use super::cache::{self, ThreadCache, bin_offset, bin_offset_c};
 use super::config::{Config, ForkPolicy, HeapBackend};
 use super::heap::HEAP;
 use super::stats::HeapStats;
-use super::{slow, tls};
+use super::{flush, large, slow, tls};
 use crate::base::classes::{CLASSES, MAX_SMALL};
 use crate::base::units::GRANULE_SHIFT;
 use crate::heap::block::Block;
@@ -95,7 +95,7 @@ extern "C" fn allocate_aligned(size: usize, align: usize) -> *mut c_void {
     let block = if rounded <= MAX_SMALL {
         super::allocate_small(&CONFIG, bin_offset(rounded))
     } else {
-        slow::allocate_large(&CONFIG, size, align, 0, false).0
+        large::allocate_large(&CONFIG, size, align, 0, false).0
     };
     if block.is_null() { no_memory() } else { block.cast() }
 }
@@ -156,7 +156,7 @@ unsafe extern "C" fn release_slow(block: *mut c_void) {
             }
         }
         // SAFETY: as above.
-        _ => unsafe { slow::free_large(block.cast()) },
+        _ => unsafe { large::free_large(block.cast()) },
     }
 }
 
@@ -247,7 +247,7 @@ pub unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void
         // SAFETY: the old size is positive and fits the block, the alignment is a power of two.
         let layout = unsafe { Layout::from_size_align_unchecked(old, ALIGN) };
         // SAFETY: the caller's contract.
-        unsafe { slow::reallocate(&CONFIG, block.cast(), layout, size.max(1)).cast() }
+        unsafe { large::reallocate(&CONFIG, block.cast(), layout, size.max(1)).cast() }
     };
     if moved.is_null() { no_memory() } else { moved }
 }
@@ -348,7 +348,7 @@ pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
 /// Gives free memory back to the system. Returns 1.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc_trim(_keep: usize) -> c_int {
-    slow::trim();
+    flush::trim();
     1
 }
 

@@ -19,7 +19,7 @@ use core::ptr;
 use super::cache::{Body, FirstRegion, MAX_REGIONS, Member, Phase, ThreadCache};
 use super::config::{Config, HeapBackend, MINIMUM_CAPACITY};
 use super::grow::add_unless_grown;
-use super::{fork, join, slow, tls};
+use super::{flush, fork, join, tls};
 use crate::base::units::{CHUNK, GIB, GRANULE, KIB, MIB};
 use crate::base::{Error, Result, align_up};
 use crate::heap::layout::{MAX_THREAD_BLOCKS, ProcessSlot, RegionHeap, TableSizes};
@@ -511,7 +511,7 @@ unsafe extern "C" fn on_thread_exit(_value: *mut c_void) {
     // SAFETY: the ending thread's own cache, which nothing else refers to now.
     let cache = unsafe { &mut *tls::get() };
     if cache.phase == Phase::Live {
-        slow::flush_cache(cache);
+        flush::flush_cache(cache);
         HEAP.pool_body(cache.detach());
     }
 }

@@ -5,8 +5,8 @@
 //! at any instruction, without anybody being told, so what they keep stays counted.
 
 use super::HshmAlloc;
+use super::flush;
 use super::heap::HEAP;
-use super::slow;
 use crate::alloc::{LeakReport, LeakSource};
 use crate::base::{AllocatorId, Error, Result};
 
@@ -23,7 +23,7 @@ fn while_still<R>(count: impl FnOnce() -> R) -> Result<R> {
     if HEAP.is_refused() {
         return Err(Error::Forked);
     }
-    slow::flush_own();
+    flush::flush_own();
     HEAP.stand_still();
     let _still = Still;
     Ok(count())

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! alloc, dealloc   the calling thread's cache (`cache`): a few instructions, inlined
-//!   └ slow         refill from the thread's heap, flush to slabs and their owners, large blocks
+//!   └ slow         refills from the thread's heap; frees that found no room
+//!     ├ flush      blocks go back to their slabs, and memory to the system
+//!     ├ large      runs, of which the thread keeps some (`runs`), and large blocks
 //!     └ heap       the process's regions and the pool of caches
 //! fork    a child gets its own copy, or none      share, find    other processes attach
 //! join    several programs have one heap          exit           when the program ends
@@ -21,10 +23,12 @@ mod cache;
 mod config;
 mod exit;
 mod find;
+mod flush;
 mod fork;
 mod grow;
 mod heap;
 mod join;
+mod large;
 mod leaks;
 mod runs;
 mod share;
@@ -110,7 +114,7 @@ impl HshmAlloc {
     }
     /// Gives what is free back to the system: this thread's cache, empty slabs, free pages.
     pub fn trim(&self) {
-        slow::trim();
+        flush::trim();
     }
     /// Hands a block of this heap over, where other programs [joined](HshmAllocBuilder::region) it:
     /// to nobody, or to this program. What is nobody's stays when its maker goes; what this program
@@ -136,7 +140,7 @@ impl HshmAlloc {
     /// Nobody needs to call this: whoever needs more memory looks, at most ten times a second, and
     /// always before a request fails.
     pub fn reap(&self) -> usize {
-        slow::reap()
+        flush::reap()
     }
     /// Walks every invariant of the heap's regions, oldest first; see [`HeapReport`]. Blocks in
     /// threads' caches count as in use.
@@ -195,7 +199,7 @@ fn allocate_small_zeroed(config: &Config, offset: usize, size: usize) -> *mut u8
 
 /// Allocates more than [`MAX_SMALL`] bytes of zeros.
 fn allocate_large_zeroed(config: &Config, size: usize, align: usize) -> *mut u8 {
-    let (block, zeroed) = slow::allocate_large(config, size, align, 0, true);
+    let (block, zeroed) = large::allocate_large(config, size, align, 0, true);
     if !zeroed && !block.is_null() {
         // SAFETY: the block has at least this size.
         unsafe { block.write_bytes(0, size) };
@@ -229,7 +233,7 @@ unsafe impl GlobalAlloc for HshmAlloc {
         if size <= MAX_SMALL {
             allocate_small(&self.config, cache::bin_offset(size))
         } else {
-            slow::allocate_large(&self.config, layout.size(), layout.align(), 0, false).0
+            large::allocate_large(&self.config, layout.size(), layout.align(), 0, false).0
         }
     }
 
@@ -258,6 +262,6 @@ unsafe impl GlobalAlloc for HshmAlloc {
             return block;
         }
         // SAFETY: the caller's contract.
-        unsafe { slow::reallocate(&self.config, block, layout, new_size) }
+        unsafe { large::reallocate(&self.config, block, layout, new_size) }
     }
 }
