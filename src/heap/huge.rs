@@ -3,7 +3,8 @@
 //! A huge page costs a third of the ordinary ones in its place, and spares the processor look-ups
 //! for as long as it lives; but it is 2 MiB at once. So small heaps have none: large blocks get
 //! them where they fill whole chunks, and slabs and runs from the chunk on at which the process has
-//! [`HUGE_FROM`] bytes, so that what is not needed yet stays a small part of it.
+//! [`HUGE_FROM`] bytes, and half as many for each thread, so that what is not needed yet stays a small
+//! part of it.
 //!
 //! Private memory is advised, and the system does the rest when it is touched. Shared memory obeys
 //! a setting of its own, mostly "never"; but chunks can be made huge at once (`MADV_COLLAPSE`),
@@ -16,6 +17,7 @@
 
 use super::granule::GranuleIdx;
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
+use super::process::ProcessBlock;
 use crate::base::Error;
 use crate::base::units::CHUNK;
 use crate::os;
@@ -23,6 +25,8 @@ use crate::sync::atomic::Ordering::Relaxed;
 
 /// Bytes of chunks from which on a process's next one has huge pages.
 pub(crate) const HUGE_FROM: u64 = 64 << 20;
+/// And so many for each of its thread blocks: many threads have many slabs, each of which is used a little.
+const HUGE_FROM_EACH: u64 = 32 << 20;
 
 /// What of a heap is to have huge pages. A wish: where the system has none to give, ordinary pages do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,13 +34,21 @@ pub(crate) const HUGE_FROM: u64 = 64 << 20;
 pub enum HugePages {
     /// Nothing.
     Never,
-    /// What a process takes past its first 64 MiB, and the whole chunks (4 MiB) of large blocks in
+    /// What a process takes past its first 64 MiB (32 MiB a thread, where it has more than two), and the whole chunks (4 MiB) of large blocks in
     /// private memory.
     #[default]
     LargeHeaps,
     /// Everything that the system's settings allow: shared memory is mostly exempt by them
     /// (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).
     Always,
+}
+
+impl ProcessBlock {
+    /// Whether the process has so much memory that its next chunk should have huge pages.
+    fn is_large(&self) -> bool {
+        let each = HUGE_FROM_EACH.saturating_mul(self.blocks.load(Relaxed).into());
+        self.owns() >= each.max(HUGE_FROM)
+    }
 }
 
 impl RegionHeap {
@@ -53,7 +65,7 @@ impl RegionHeap {
     /// process's lock, before anything of the chunk is used.
     pub(super) fn choose_pages(&self, process: ProcessSlot, chunk: ChunkIdx) {
         let entry = self.chunk(chunk);
-        let large = self.process(process).owns() >= HUGE_FROM;
+        let large = self.process(process).is_large();
         let want = self.huge == HugePages::LargeHeaps && large && self.is_whole(chunk);
         let at = self.base().addr() + chunk.0 as usize * CHUNK;
         if !self.region().is_shared() {
@@ -154,6 +166,25 @@ mod tests {
         assert_eq!((entry.dirty.load(Relaxed) | entry.full.load(Relaxed)) & mask, 0);
         let start = at + bit as usize * GRANULE;
         assert_eq!(os::resident(start, MAX_RUN as usize * GRANULE), Ok(0));
+    }
+
+    /// What is large for one thread is not for many, of which each has a few chunks.
+    #[test]
+    fn a_heap_of_many_threads_is_large_later() {
+        let options = RegionOptions::new().capacity(256 * MIB);
+        let region = MemfdBackend::create("", &options).unwrap();
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let joining = Joining { max_blocks: 4, ..Joining::default() };
+        let process = heap.register(joining).unwrap();
+        grow(&heap, process, HUGE_FROM);
+        let is_large = || heap.process(process).is_large();
+        let blocks = [(); 2].map(|()| heap.take_block(process).unwrap());
+        assert!(is_large());
+        let third = heap.take_block(process).unwrap();
+        assert!(!is_large());
+        grow(&heap, process, 3 * HUGE_FROM_EACH);
+        assert!(is_large());
+        assert!(blocks.iter().all(|&id| id != third));
     }
 
     #[test]
