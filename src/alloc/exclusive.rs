@@ -211,16 +211,10 @@ impl<'a> Exclusive<'a> {
         old: OffsetPtr<u8>,
         new: Layout,
     ) -> Result<OffsetPtr<u8>> {
-        self.alloc.check_process()?;
-        let engine = &self.alloc.heap;
-        let offset = usize::try_from(old.offset()).unwrap_or(usize::MAX);
-        let block = engine.find_block(offset)?;
-        engine.check_live(block)?;
-        let before = engine.block_size(block);
-        let address = engine.base().addr() + offset;
-        if address.is_multiple_of(new.align()) && self.resize_in_place(block, new.size().max(1)) {
+        let resize = |block, size| self.resize_in_place(block, size);
+        let Some(before) = self.alloc.size_unless_resized(old, new, resize)? else {
             return Ok(old);
-        }
+        };
         let moved = self.allocate_offset(new)?;
         let (from, to) = (self.resolve(old), self.resolve(moved));
         // SAFETY: both are live, and the length is within both; the caller vouches for the old one, and its
@@ -233,17 +227,14 @@ impl<'a> Exclusive<'a> {
     }
 
     fn resize_in_place(&self, block: Block, size: usize) -> bool {
-        if self.alloc.resize_in_place(block, size) {
-            return true;
+        match block {
+            Block::Run { head, granules, owner } if owner == self.id => {
+                self.alloc.note_growth(granules, size);
+                let run = (head, granules, owner);
+                self.with(|heap| self.alloc.resize_run(run, Some(heap), size))
+            }
+            _ => self.alloc.resize_in_place(block, size),
         }
-        // What is free behind a run of this handle's may be a run that it keeps.
-        let Block::Run { head, granules, owner } = block else { return false };
-        let engine = &self.alloc.heap;
-        let resize = || engine.resize_run(self.alloc.process, owner, head, granules, size);
-        owner == self.id
-            && size > MAX_SMALL
-            && self.with(|heap| heap.make_room_behind(engine, head, granules, size))
-            && resize()
     }
 
     /// Takes in what others returned, and gives empty slabs to the process.

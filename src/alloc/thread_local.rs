@@ -26,7 +26,7 @@ use crate::base::classes::{ClassId, MAX_SMALL, class_index};
 use crate::base::units::GRANULE;
 use crate::base::{AllocatorId, Error, MemContext, Result, align_up};
 use crate::heap::block::Block;
-use crate::heap::granule::BlockId;
+use crate::heap::granule::{BlockId, GranuleIdx};
 use crate::heap::keeper::Keeper;
 use crate::heap::layout::{ProcessSlot, RegionHeap, TableSizes};
 use crate::heap::liveness::Joining;
@@ -557,32 +557,66 @@ impl ThreadLocalAllocator {
                     && (size > class.size() / 2 || class_index(size) == class.index())
             }
             Block::Run { head, granules, owner } => {
-                let wanted = size.div_ceil(GRANULE);
-                if wanted > granules as usize && wanted > self.grown.load(Relaxed) as usize {
-                    self.grown.store(wanted.min(MAX_RUN as usize) as u32, Relaxed);
-                }
+                self.note_growth(granules, size);
                 let Some(local) = self.local_of(owner) else { return false };
-                let resize = || self.heap.resize_run(self.process, owner, head, granules, size);
-                if size <= MAX_SMALL || wanted == granules as usize {
-                    return size > MAX_SMALL && resize();
+                let run = (head, granules, owner);
+                if size <= MAX_SMALL || size.div_ceil(GRANULE) == granules as usize {
+                    return self.resize_run(run, None, size);
                 }
-                let resized = local.with(|slot: &mut Option<ThreadHeap>| {
-                    let Some(thread) = slot else { return resize() };
-                    // What is free behind it may be a run that is kept.
-                    let resized = resize()
-                        || thread.make_room_behind(&self.heap, head, granules, size) && resize();
-                    if resized {
-                        thread.note_resized(granules, wanted as u32);
-                    }
-                    resized
-                });
+                let resized = local.with(|slot| self.resize_run(run, slot.as_mut(), size));
                 // The thread block is somebody's own.
-                resized.unwrap_or_else(resize)
+                resized.unwrap_or_else(|| self.resize_run(run, None, size))
             }
             Block::Large { head } => {
                 size > MAX_RUN as usize * GRANULE / 2 && self.heap.resize_large(head, size)
             }
         }
+    }
+
+    /// Remembers how long runs grow, so that the next gets room for it.
+    pub(super) fn note_growth(&self, granules: u32, size: usize) {
+        let wanted = size.div_ceil(GRANULE);
+        if wanted > granules as usize && wanted > self.grown.load(Relaxed) as usize {
+            self.grown.store(wanted.min(MAX_RUN as usize) as u32, Relaxed);
+        }
+    }
+
+    /// Tries to make a run hold `size` bytes where it lies. `thread` is the heap of the block that owns it,
+    /// where the caller has it: what is free behind the run may be a run that the heap keeps.
+    pub(super) fn resize_run(
+        &self,
+        (head, granules, owner): (GranuleIdx, u32, BlockId),
+        thread: Option<&mut ThreadHeap>,
+        size: usize,
+    ) -> bool {
+        let resize =
+            || size > MAX_SMALL && self.heap.resize_run(self.process, owner, head, granules, size);
+        let Some(thread) = thread else { return resize() };
+        let resized = resize()
+            || size > MAX_SMALL
+                && thread.make_room_behind(&self.heap, head, granules, size)
+                && resize();
+        if resized {
+            thread.note_resized(granules, size.div_ceil(GRANULE) as u32);
+        }
+        resized
+    }
+
+    /// Makes a block fit `new` where it lies, if `resize` can: `None`; otherwise how many bytes it has.
+    pub(super) fn size_unless_resized(
+        &self,
+        block: OffsetPtr<u8>,
+        new: Layout,
+        resize: impl FnOnce(Block, usize) -> bool,
+    ) -> Result<Option<usize>> {
+        self.check_process()?;
+        let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
+        let block = self.heap.find_block(offset)?;
+        self.heap.check_live(block)?;
+        let before = self.heap.block_size(block);
+        let address = self.heap.base().addr() + offset;
+        let resized = address.is_multiple_of(new.align()) && resize(block, new.size().max(1));
+        Ok((!resized).then_some(before))
     }
 }
 
@@ -616,15 +650,8 @@ unsafe impl Allocator for ThreadLocalAllocator {
         old: OffsetPtr<u8>,
         new: Layout,
     ) -> Result<OffsetPtr<u8>> {
-        self.check_process()?;
-        let offset = old.offset() as usize;
-        let block = self.heap.find_block(offset)?;
-        self.heap.check_live(block)?;
-        let before = self.heap.block_size(block);
-        let address = self.heap.base().addr() + offset;
-        if address.is_multiple_of(new.align()) && self.resize_in_place(block, new.size().max(1)) {
-            return Ok(old);
-        }
+        let resize = |block, size| self.resize_in_place(block, size);
+        let Some(before) = self.size_unless_resized(old, new, resize)? else { return Ok(old) };
         // SAFETY: the caller's contract is the same, and the size is the allocator's own.
         unsafe { move_block(self, ctx, old, before, new) }
     }

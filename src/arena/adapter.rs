@@ -12,9 +12,36 @@ use core::ptr::NonNull;
 
 use super::{Arena, BestFit, SyncArena, Tiers};
 use crate::alloc::zero_gained;
+use crate::base::Result;
 
 fn block(place: NonNull<u8>, layout: Layout) -> NonNull<[u8]> {
     NonNull::slice_from_raw_parts(place, layout.size())
+}
+
+/// Gives a block of a best-fit heap another layout: where it lies if that can be, otherwise by moving. On an
+/// error the block is unchanged.
+///
+/// # Safety
+/// The block is the caller's, has the layout `old`, and is not used again if another is returned.
+unsafe fn change_layout(
+    heap: &BestFit<'_>,
+    place: NonNull<u8>,
+    old: Layout,
+    new: Layout,
+) -> Result<NonNull<u8>> {
+    // A block that gets no longer stays where it is.
+    let stays = new.size() <= old.size() && place.addr().get().is_multiple_of(new.align());
+    if stays || new.align() <= old.align() {
+        // SAFETY: the caller's block, which has the old layout.
+        return unsafe { heap.reallocate(place, old, new.size()) };
+    }
+    let moved = heap.allocate(new)?;
+    // SAFETY: two different blocks, both at least that long; the old one is the caller's to give up.
+    unsafe {
+        moved.copy_from_nonoverlapping(place, old.size().min(new.size()));
+        heap.free(place)?;
+    }
+    Ok(moved)
 }
 
 macro_rules! arenas_allocate {
@@ -114,19 +141,9 @@ macro_rules! arenas_allocate {
                     old: Layout,
                     new: Layout,
                 ) -> Result<NonNull<[u8]>, AllocError> {
-                    if old.align() == new.align() {
-                        // SAFETY: the caller's block, which has the old layout.
-                        let grown = unsafe { self.reallocate(place, old, new.size()) };
-                        return grown.map(|place| block(place, new)).map_err(|_| AllocError);
-                    }
-                    let moved = Allocator::allocate(self, new)?;
-                    // SAFETY: two different blocks, both at least as long as the old one, which is
-                    // the caller's to give up.
-                    unsafe {
-                        moved.cast::<u8>().copy_from_nonoverlapping(place, old.size());
-                        Allocator::deallocate(self, place, old);
-                    }
-                    Ok(moved)
+                    // SAFETY: the caller's contract is the same.
+                    let grown = unsafe { change_layout(self, place, old, new) };
+                    grown.map(|place| block(place, new)).map_err(|_| AllocError)
                 }
                 unsafe fn shrink(
                     &self,
@@ -134,19 +151,9 @@ macro_rules! arenas_allocate {
                     old: Layout,
                     new: Layout,
                 ) -> Result<NonNull<[u8]>, AllocError> {
-                    if place.addr().get().is_multiple_of(new.align()) {
-                        // SAFETY: the caller's block, which has the old layout, and gets no longer: it stays.
-                        let shrunk = unsafe { self.reallocate(place, old, new.size()) };
-                        return shrunk.map(|place| block(place, new)).map_err(|_| AllocError);
-                    }
-                    let moved = Allocator::allocate(self, new)?;
-                    // SAFETY: two different blocks, both at least as long as the new one; the old one is
-                    // the caller's to give up.
-                    unsafe {
-                        moved.cast::<u8>().copy_from_nonoverlapping(place, new.size());
-                        Allocator::deallocate(self, place, old);
-                    }
-                    Ok(moved)
+                    // SAFETY: the caller's contract is the same.
+                    let shrunk = unsafe { change_layout(self, place, old, new) };
+                    shrunk.map(|place| block(place, new)).map_err(|_| AllocError)
                 }
             }
 

@@ -26,6 +26,7 @@ impl Outgoing {
         Outgoing { len: 0, words: [(GranuleIdx(0), BlockId(0), 0, 0); 16] }
     }
     /// Adds blocks of one word of a slab; how many of them are refused, having been added before.
+    // Not inlined, nor `send`: the loop over the blocks keeps its registers.
     #[inline(never)]
     fn add(
         &mut self,
