@@ -205,13 +205,13 @@ impl RegionHeap {
             self.give_up_large(first, span);
             return Err(error);
         }
-        let mut zeroed = self.lazily_zero();
-        if zeros && zeroed {
+        let clean = (first.0..first.0 + bytes.div_ceil(CHUNK) as u32)
+            .all(|index| self.chunk(ChunkIdx(index)).dirty.load(Relaxed) == 0);
+        let zeroed = self.lazily_zero() && (clean || zeros);
+        if zeroed && !clean {
             self.clear_dirty(first, bytes);
-        } else {
-            zeroed &= (first.0..first.0 + bytes.div_ceil(CHUNK) as u32)
-                .all(|index| self.chunk(ChunkIdx(index)).dirty.load(Relaxed) == 0);
         }
+        self.choose_large_pages(first, bytes);
         self.mark_dirty(first, bytes);
         self.desc(head).forget_kept();
         self.set_entry(head, Entry::large(owner));
@@ -240,6 +240,7 @@ impl RegionHeap {
             self.forget_keeper(head);
         }
         let (span, bytes) = (self.large_span(first), self.large_size(first));
+        self.note_touched(first);
         let keep = self.process(process).retained().saturating_mul(2);
         let count = bytes.div_ceil(CHUNK) as u32;
         if bytes > keep {

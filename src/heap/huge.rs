@@ -8,8 +8,8 @@
 //!
 //! Private memory is advised, and the system does the rest when it is touched. Shared memory obeys
 //! a setting of its own, mostly "never"; but chunks can be made huge at once (`MADV_COLLAPSE`),
-//! which is what slabs' chunks get. Large blocks of shared memory get ordinary pages: nobody knows
-//! how much of them will ever be touched.
+//! which is what slabs' chunks get. That is memory at once, touched or not: large blocks of shared memory
+//! get it where those before them were soon in memory to their ends ([`Touches`]).
 //!
 //! All of it is a wish. Where the system has no huge page to give, ordinary ones do.
 
@@ -19,9 +19,9 @@ use super::granule::GranuleIdx;
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use super::process::ProcessBlock;
 use crate::base::Error;
-use crate::base::units::CHUNK;
-use crate::os;
-use crate::sync::atomic::Ordering::Relaxed;
+use crate::base::units::{CHUNK, PAGE};
+use crate::os::{self, HUGE_PAGE};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Bytes of chunks from which on a process's next one has huge pages.
 pub(crate) const HUGE_FROM: u64 = 64 << 20;
@@ -34,13 +34,58 @@ const HUGE_FROM_EACH: u64 = 32 << 20;
 pub enum HugePages {
     /// Nothing.
     Never,
-    /// What a process takes past its first 64 MiB (32 MiB a thread, where it has more than two), and the whole chunks (4 MiB) of large blocks in
-    /// private memory.
+    /// What a process takes past its first 64 MiB (32 MiB a thread, where it has more than two), the whole chunks (4 MiB) of large blocks in
+    /// private memory, and large blocks in shared memory (2 MiB at a time) where the process uses such blocks to their ends.
     #[default]
     LargeHeaps,
     /// Everything that the system's settings allow: shared memory is mostly exempt by them
     /// (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).
     Always,
+}
+
+/// How a process uses its large blocks of shared memory: whether those that it took last, which had no memory and
+/// got ordinary pages, have memory wherever it is looked for by the time the next is taken, or when they are
+/// freed. A guess: what threads do at once may make it wrong, no more.
+#[derive(Debug, Default)]
+pub(super) struct Touches {
+    /// How many in a row had.
+    whole: AtomicU32,
+    /// Blocks that were expected to.
+    expected: AtomicU32,
+    /// Blocks that have not shown it yet: first chunk + 1 in the upper half, pages in the lower; 0 for none.
+    open: [AtomicU64; 4],
+    /// Where the next of them goes, modulo their number.
+    next: AtomicU32,
+}
+
+impl Touches {
+    /// So many in a row make it likely that the next is touched to its end, too.
+    const ENOUGH: u32 = 2;
+    /// One in so many of those that are expected to be is left to show it.
+    const ASKED: u32 = 8;
+    /// Pages that are looked at, the first and the last among them.
+    const LOOKS: usize = 8;
+
+    /// Whether the next block is to have its memory at once.
+    fn expect_whole(&self) -> bool {
+        self.whole.load(Relaxed) >= Self::ENOUGH
+            && self.expected.fetch_add(1, Relaxed) % Self::ASKED != Self::ASKED - 1
+    }
+
+    fn note(&self, whole: bool) {
+        let now = if whole { self.whole.load(Relaxed).saturating_add(1) } else { 0 };
+        self.whole.store(now, Relaxed);
+    }
+
+    /// A block that will show it. If there are too many, the oldest has had its time.
+    fn open(&self, first: ChunkIdx, bytes: usize) {
+        let turn = self.next.fetch_add(1, Relaxed) as usize % self.open.len();
+        let pages = (bytes / PAGE).min(u32::MAX as usize) as u64;
+        let oldest = self.open[turn].swap((u64::from(first.0) + 1) << 32 | pages, Relaxed);
+        if oldest != 0 {
+            self.note(false);
+        }
+    }
 }
 
 impl ProcessBlock {
@@ -104,6 +149,72 @@ impl RegionHeap {
         self.advise_huge_chunks(start, chunks.end);
     }
 
+    /// Chooses the pages of those chunks of a large block that have no memory yet.
+    pub(super) fn choose_large_pages(&self, first: ChunkIdx, bytes: usize) {
+        let end = first.0 + bytes.div_ceil(CHUNK) as u32;
+        let is_clean = |index: u32| self.chunk(ChunkIdx(index)).dirty.load(Relaxed) == 0;
+        if !self.region().is_shared()
+            || self.must_commit()
+            || self.huge != HugePages::LargeHeaps
+            || self.huge_refused.load(Relaxed)
+            || !(first.0..end).any(is_clean)
+        {
+            return;
+        }
+        for place in &self.touches.open {
+            let block = place.load(Relaxed);
+            if block != 0 && self.is_in_memory(block) {
+                self.close(place, block, true);
+            }
+        }
+        if !self.touches.expect_whole() {
+            return self.touches.open(first, bytes);
+        }
+        let last = first.0 as usize * CHUNK + bytes / HUGE_PAGE * HUGE_PAGE;
+        let mut at = first.0;
+        while at < end {
+            let count = (at..end).take_while(|&index| is_clean(index)).count() as u32;
+            // Before there is memory, which nobody would give back if the process died here.
+            (at..at + count)
+                .for_each(|index| self.chunk(ChunkIdx(index)).dirty.store(u64::MAX, Relaxed));
+            let start = at as usize * CHUNK;
+            let len = (start + count as usize * CHUNK).min(last).saturating_sub(start);
+            if len > 0
+                && os::populate_huge(self.base().addr() + start, len) == Err(Error::Unsupported)
+            {
+                return self.huge_refused.store(true, Relaxed);
+            }
+            at += count.max(1);
+        }
+    }
+
+    /// Looks at what a large block that is being freed tells of how its like are used.
+    pub(super) fn note_touched(&self, first: ChunkIdx) {
+        for place in &self.touches.open {
+            let block = place.load(Relaxed);
+            if block >> 32 == u64::from(first.0) + 1 {
+                self.close(place, block, self.is_in_memory(block));
+            }
+        }
+    }
+
+    fn close(&self, place: &AtomicU64, block: u64, whole: bool) {
+        if place.compare_exchange(block, 0, Relaxed, Relaxed).is_ok() {
+            self.touches.note(whole);
+        }
+    }
+
+    /// Whether a block of [`Touches::open`] has memory wherever it is looked for, from its end on.
+    fn is_in_memory(&self, block: u64) -> bool {
+        let (first, pages) = ((block >> 32) as usize - 1, block as u32 as usize);
+        let at = self.base().addr() + first * CHUNK;
+        let last = pages.saturating_sub(1);
+        (0..Touches::LOOKS).rev().all(|look| {
+            let page = at + last * look / (Touches::LOOKS - 1) * PAGE;
+            os::resident(page, 1).is_ok_and(|found| found > 0)
+        })
+    }
+
     fn advise_huge_chunks(&self, from: u32, to: u32) {
         if from < to {
             let at = self.base().addr() + from as usize * CHUNK;
@@ -114,6 +225,7 @@ impl RegionHeap {
 
 #[cfg(test)]
 mod tests {
+    use super::super::granule::BlockId;
     use super::super::layout::TableSizes;
     use super::super::liveness::Joining;
     use super::super::process::MAX_RUN;
@@ -185,6 +297,113 @@ mod tests {
         grow(&heap, process, 3 * HUGE_FROM_EACH);
         assert!(is_large());
         assert!(blocks.iter().all(|&id| id != third));
+    }
+
+    struct Large {
+        heap: RegionHeap,
+        process: ProcessSlot,
+        owner: BlockId,
+    }
+
+    impl Large {
+        const SIZE: usize = CHUNK + MIB;
+
+        fn new() -> Self {
+            let options = RegionOptions::new().capacity(512 * MIB);
+            let region = MemfdBackend::create("", &options).unwrap();
+            let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+            let process = heap.register(Joining { max_blocks: 1, ..Joining::default() }).unwrap();
+            let owner = heap.take_block(process).unwrap();
+            Large { heap, process, owner }
+        }
+        /// A block that had no memory, and how much of it has some now.
+        fn take(&self) -> (GranuleIdx, usize) {
+            let heap = &self.heap;
+            let (head, zeroed) =
+                heap.allocate_large(self.process, self.owner, Self::SIZE, 1, 0, false).unwrap();
+            assert!(zeroed, "never used");
+            let found = os::resident(heap.granule_addr(head).addr(), Self::SIZE).unwrap();
+            (head, found)
+        }
+        fn touch(&self, head: GranuleIdx, bytes: usize) {
+            for at in (0..bytes).step_by(PAGE) {
+                // SAFETY: within a block of this test's.
+                unsafe {
+                    let byte = self.heap.granule_addr(head).add(at);
+                    assert_eq!(byte.read(), 0);
+                    byte.write(1);
+                }
+            }
+        }
+        fn free(&self, head: GranuleIdx) {
+            assert!(self.heap.free_large(self.process, head));
+            self.heap.trim(self.process);
+        }
+        /// Of [`Touches::ASKED`] blocks, how many got memory at once. Where the system has no huge page left that
+        /// is a page for each that was asked for.
+        fn at_once(&self) -> u32 {
+            let took = |_: &u32| {
+                let (head, found) = self.take();
+                self.touch(head, Self::SIZE);
+                self.free(head);
+                found > 0
+            };
+            (0..Touches::ASKED).filter(took).count() as u32
+        }
+    }
+
+    #[test]
+    fn large_blocks_that_are_used_to_their_ends_get_their_memory_at_once() {
+        for freed in [false, true] {
+            let test = Large::new();
+            // Also where it shows only when they are freed; otherwise, when the next is taken.
+            for _ in 0..Touches::ENOUGH {
+                let (head, found) = test.take();
+                assert_eq!(found, 0);
+                test.touch(head, Large::SIZE);
+                if freed {
+                    test.free(head);
+                }
+            }
+            let found = test.at_once();
+            let refused = test.heap.huge_refused.load(Relaxed);
+            assert!(
+                found == Touches::ASKED - 1 || refused,
+                "{found}: it is only not done where it cannot be"
+            );
+        }
+    }
+
+    #[test]
+    fn large_blocks_of_which_little_is_used_get_their_memory_by_and_by() {
+        let test = Large::new();
+        for turn in 0..20 {
+            let (head, found) = test.take();
+            assert_eq!(found, 0);
+            // The first half, the first page, all but the end, or nothing.
+            test.touch(head, [Large::SIZE / 2, PAGE, Large::SIZE - PAGE, 0][turn % 4]);
+            if turn % 3 == 0 {
+                test.free(head);
+            }
+        }
+        assert_eq!(test.heap.touches.expected.load(Relaxed), 0);
+    }
+
+    /// What is used otherwise from now on is found out by those that are left to show it.
+    #[test]
+    fn blocks_that_have_their_memory_at_once_stop_having_it() {
+        let test = Large::new();
+        for _ in 0..Touches::ENOUGH {
+            let (head, _) = test.take();
+            test.touch(head, Large::SIZE);
+        }
+        let mut last = 0;
+        for _ in 0..2 * Touches::ASKED {
+            let (head, found) = test.take();
+            test.free(head);
+            last = found;
+        }
+        assert_eq!(last, 0);
     }
 
     #[test]

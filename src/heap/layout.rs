@@ -29,7 +29,7 @@ use core::ptr::NonNull;
 
 use super::chunk::ChunkEntry;
 use super::granule::{BlockId, Entry, GranuleIdx};
-use super::huge::HugePages;
+use super::huge::{HugePages, Touches};
 use super::liveness::Own;
 use super::process::ProcessBlock;
 use super::slab::{BitArea, SlabDesc};
@@ -227,6 +227,7 @@ pub(crate) struct RegionHeap {
     pub(super) huge: HugePages,
     /// The system has shown that it gives this memory no huge pages.
     pub(super) huge_refused: AtomicBool,
+    pub(super) touches: Touches,
     /// The system refused to commit pages lately.
     short: AtomicBool,
     /// What tells this registration from all others; see `liveness`.
@@ -417,6 +418,7 @@ impl RegionHeap {
             temporary: header.temporary == 1,
             huge: HugePages::LargeHeaps,
             huge_refused: AtomicBool::new(false),
+            touches: Touches::default(),
             short: AtomicBool::new(false),
             own: Own::default(),
             region,

@@ -299,7 +299,7 @@ pub(crate) fn advise_huge(base: usize, len: usize) -> Result<()> {
 }
 
 /// Bytes of a huge page.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Puts huge pages behind a range of shared memory, now, whatever the setting for shared memory is.
 /// [`Error::Unsupported`] where this system never will (before Linux 6.1, or not for this file);
