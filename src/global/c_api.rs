@@ -57,10 +57,17 @@ fn allocate(size: usize) -> *mut c_void {
 /// Sizes past the fine table: a function of their own keeps `malloc` short.
 #[inline(never)]
 extern "C" fn allocate_coarse(size: usize) -> *mut c_void {
-    if size > MAX_SMALL {
-        return allocate_aligned(size, ALIGN);
+    if size <= MAX_SMALL { allocate_from(bin_offset(size)) } else { allocate_large(size) }
+}
+
+/// More than [`MAX_SMALL`] bytes; all such blocks are aligned to a granule.
+#[inline(never)]
+extern "C" fn allocate_large(size: usize) -> *mut c_void {
+    if size > isize::MAX as usize - ALIGN {
+        return no_memory();
     }
-    allocate_from(bin_offset(size))
+    let block = large::allocate_large(&CONFIG, size, 1, 0, false).0;
+    if block.is_null() { no_memory() } else { block.cast() }
 }
 
 #[inline(always)]
@@ -138,7 +145,7 @@ unsafe fn release(block: *mut c_void) {
     }
 }
 
-#[cold]
+/// What does not go to a bin: full ones, runs, large blocks, and what is no block.
 #[inline(never)]
 unsafe extern "C" fn release_slow(block: *mut c_void) {
     if block.is_null() {
@@ -156,7 +163,7 @@ unsafe extern "C" fn release_slow(block: *mut c_void) {
             }
         }
         // SAFETY: as above.
-        _ => unsafe { large::free_large(block.cast()) },
+        found => unsafe { large::free_found(part, offset, found, block.cast()) },
     }
 }
 

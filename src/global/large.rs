@@ -31,15 +31,15 @@ pub(crate) fn allocate_large(
     zeros: bool,
 ) -> (*mut u8, bool) {
     if room <= size
-        && let Some(block) = kept_run(size, align)
+        && let Some(block) = ready_run(size, align)
     {
         return (block, false);
     }
-    allocate_fresh_large(config, size.max(1), align, room, zeros)
+    allocate_fresh_large(config, size, align, room, zeros)
 }
 
-/// What [`allocate_large`] does where the thread keeps no run that would do; the size is not zero. First
-/// the thread gives up what it keeps too much of.
+/// What [`allocate_large`] does where the thread keeps no run that is ready. If it keeps none that would do
+/// at all, it first gives up what it keeps too much of.
 #[cold]
 #[inline(never)]
 fn allocate_fresh_large(
@@ -49,6 +49,12 @@ fn allocate_fresh_large(
     room: usize,
     zeros: bool,
 ) -> (*mut u8, bool) {
+    if room <= size
+        && let Some(block) = kept_run(size, align)
+    {
+        return (block, false);
+    }
+    let size = size.max(1);
     let max_run = MAX_RUN as usize * GRANULE;
     let is_run = size <= max_run && align <= max_run;
     if is_run {
@@ -83,10 +89,26 @@ fn allocate_fresh_large(
     found.unwrap_or((ptr::null_mut(), false))
 }
 
-/// A run that the calling thread keeps and that fits; for sizes and alignments of runs only.
+/// The run that the calling thread kept last of those that fit, where it is aligned and committed as it is.
 #[inline]
-fn kept_run(size: usize, align: usize) -> Option<*mut u8> {
+fn ready_run(size: usize, align: usize) -> Option<*mut u8> {
     // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    let cache = unsafe { &mut *tls::get() };
+    if cache.phase != Phase::Live {
+        return None;
+    }
+    let granules = size.div_ceil(GRANULE);
+    let run = cache.runs.last(granules)?;
+    if run.block.addr() & (align - 1) != 0 || size > run.committed {
+        return None;
+    }
+    cache.runs.take_last(granules);
+    Some(run.block)
+}
+
+/// A run that the calling thread keeps and that fits, if need be after more of it is committed.
+fn kept_run(size: usize, align: usize) -> Option<*mut u8> {
+    // SAFETY: as above.
     let cache = unsafe { &mut *tls::get() };
     if cache.phase != Phase::Live {
         return None;
@@ -128,24 +150,43 @@ fn commit_kept(block: *mut u8, size: usize) -> bool {
 #[inline(never)]
 pub(crate) unsafe fn free_large(block: *mut u8) {
     let Some((_, part, offset)) = HEAP.find(block.addr()) else { return refuse() };
-    if let Ok(Block::Run { head, granules, .. }) = part.heap.find_block(offset)
-        && (!HEAP.is_joined() || is_plainly_ours(part, offset))
-    {
-        // SAFETY: the calling thread's own cache, which nothing else refers to now.
-        let cache = unsafe { &mut *tls::get() };
-        let run = KeptRun { block, committed: part.heap.committed(head) };
-        if cache.phase == Phase::Live && cache.runs.keep(granules as usize, run) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { free_found(part, offset, part.heap.find_block(offset), block) };
+}
+
+/// Frees a block that is not small, of which is known what it is.
+///
+/// # Safety
+/// As for `GlobalAlloc::dealloc`.
+#[inline]
+pub(crate) unsafe fn free_found(part: &Part, offset: usize, found: Result<Block>, block: *mut u8) {
+    if let Ok(Block::Run { head, granules, .. }) = found {
+        if HEAP.is_joined() {
+            return free_joined(part, offset, block, (head, granules));
+        }
+        if keep(part, block, (head, granules)) {
             return;
         }
     }
     return_large(part, offset);
 }
 
-/// Whether a block of a heap that was joined is this process's to keep.
+/// Keeps a run, if the calling thread may.
+#[inline]
+fn keep(part: &Part, block: *mut u8, (head, granules): (GranuleIdx, u32)) -> bool {
+    // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    let cache = unsafe { &mut *tls::get() };
+    let run = KeptRun { block, committed: part.heap.committed(head) };
+    cache.phase == Phase::Live && cache.runs.keep(granules as usize, run)
+}
+
+/// Frees a run of a heap that was joined.
 #[cold]
 #[inline(never)]
-fn is_plainly_ours(part: &Part, offset: usize) -> bool {
-    part.heap.is_plainly_of(offset, part.process)
+fn free_joined(part: &Part, offset: usize, block: *mut u8, run: (GranuleIdx, u32)) {
+    if !part.heap.is_plainly_of(offset, part.process) || !keep(part, block, run) {
+        return_large(part, offset);
+    }
 }
 
 /// Gives back a run that the thread does not keep, or a large block.

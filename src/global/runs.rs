@@ -37,19 +37,12 @@ impl RunBin {
         self.len += 1;
         true
     }
-    /// The last run that is aligned to `align`, a power of two.
     #[inline]
-    fn pop(&mut self, align: usize) -> Option<KeptRun> {
-        let last = self.len.wrapping_sub(1);
-        let run = *self.runs.get(last)?;
-        if run.block.addr() & (align - 1) != 0 {
-            return self.pop_earlier(align);
-        }
-        self.len = last;
-        Some(run)
+    fn last(&self) -> Option<KeptRun> {
+        self.runs.get(self.len.wrapping_sub(1)).copied()
     }
-    #[cold]
-    fn pop_earlier(&mut self, align: usize) -> Option<KeptRun> {
+    /// The last run that is aligned to `align`, a power of two.
+    fn pop(&mut self, align: usize) -> Option<KeptRun> {
         let kept = self.runs.get(..self.len)?;
         let place = kept.iter().rposition(|run| run.block.addr() & (align - 1) == 0)?;
         let run = self.runs[place];
@@ -97,9 +90,22 @@ impl RunCache {
         self.kept = kept;
         true
     }
+    /// The last run of `granules` that was kept, which stays kept.
+    #[inline]
+    pub(crate) fn last(&self, granules: usize) -> Option<KeptRun> {
+        self.bins.get(granules.wrapping_sub(1))?.last()
+    }
+    /// Takes the run that [`last`](Self::last) gave. The thread has it in use from now on.
+    #[inline]
+    pub(crate) fn take_last(&mut self, granules: usize) {
+        if let Some(bin) = self.bins.get_mut(granules.wrapping_sub(1)) {
+            bin.len -= 1;
+            self.kept -= granules;
+            self.note_resized(0, granules);
+        }
+    }
     /// The last run of `granules` that was kept and is aligned to `align`, a power of two. The
     /// thread has it in use from now on.
-    #[inline]
     pub(crate) fn take(&mut self, granules: usize, align: usize) -> Option<KeptRun> {
         let run = self.bins.get_mut(granules.wrapping_sub(1))?.pop(align)?;
         self.kept -= granules;

@@ -1,6 +1,7 @@
 //! What the forked children of programs get that joined a heap.
 
 use std::ffi::CString;
+use std::hint::black_box;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -41,8 +42,8 @@ pub fn fork_and(what: &[&str]) -> String {
                 unsafe { libc::execv(echo.as_ptr(), arguments.as_ptr()) };
                 12
             }
-            ["allocate"] => String::from("one").len() as i32,
-            ["large"] => vec![1u8; 1_000_000].len() as i32,
+            ["allocate"] => black_box(String::from("one")).len() as i32,
+            ["large"] => black_box(vec![1u8; 1_000_000]).len() as i32,
             ["thread"] => std::thread::spawn(|| 3).join().unwrap(),
             ["write"] => {
                 kept.fill(2);
