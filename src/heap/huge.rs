@@ -25,8 +25,11 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Bytes of chunks from which on a process's next one has huge pages.
 pub(crate) const HUGE_FROM: u64 = 64 << 20;
-/// And so many for each of its thread blocks: many threads have many slabs, each of which is used a little.
+/// And so many for each of its thread blocks but the first [`FEW_BLOCKS`]: many threads have many slabs, each of
+/// which is used a little.
 const HUGE_FROM_EACH: u64 = 32 << 20;
+/// What a program with two threads has, beside them: its first thread's block, and one for those that have none.
+const FEW_BLOCKS: u64 = 2;
 
 /// What of a heap is to have huge pages. A wish: where the system has none to give, ordinary pages do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +94,8 @@ impl Touches {
 impl ProcessBlock {
     /// Whether the process has so much memory that its next chunk should have huge pages.
     fn is_large(&self) -> bool {
-        let each = HUGE_FROM_EACH.saturating_mul(self.blocks.load(Relaxed).into());
+        let blocks = u64::from(self.blocks.load(Relaxed)).saturating_sub(FEW_BLOCKS);
+        let each = HUGE_FROM_EACH.saturating_mul(blocks);
         self.owns() >= each.max(HUGE_FROM)
     }
 }
@@ -286,17 +290,17 @@ mod tests {
         let options = RegionOptions::new().capacity(256 * MIB);
         let region = MemfdBackend::create("", &options).unwrap();
         let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
-        let joining = Joining { max_blocks: 4, ..Joining::default() };
+        let joining = Joining { max_blocks: 5, ..Joining::default() };
         let process = heap.register(joining).unwrap();
         grow(&heap, process, HUGE_FROM);
         let is_large = || heap.process(process).is_large();
-        let blocks = [(); 2].map(|()| heap.take_block(process).unwrap());
+        let blocks = [(); 4].map(|()| heap.take_block(process).unwrap());
         assert!(is_large());
-        let third = heap.take_block(process).unwrap();
+        let fifth = heap.take_block(process).unwrap();
         assert!(!is_large());
         grow(&heap, process, 3 * HUGE_FROM_EACH);
         assert!(is_large());
-        assert!(blocks.iter().all(|&id| id != third));
+        assert!(blocks.iter().all(|&id| id != fifth));
     }
 
     struct Large {
