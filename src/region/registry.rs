@@ -18,16 +18,18 @@
 //!   is live, and its fields do not change except for the reference count;
 //! - `SLOTS[s]` holds a live record's index + 1, or 0; a record has every slot that it reaches
 //!   into, or is in `ODD`, or in `NESTED`;
-//! - `IDS` is an open-addressing table without tombstones; it changes only while `IDS_SEQ` is odd.
+//! - the ids are a table of their own ([`ids`]), an entry of which carries the sequence number of the
+//!   record that it means, so that a record which was recycled in between is noticed.
 //!
 //! Readers take no lock. [`find`] gives a record whose range held the address at some moment;
 //! [`snapshot`] reads the triple (base, length, id) between two looks at the sequence number, so
-//! it is never a mixture. An entry of `IDS` carries the sequence number of the record it means, so
-//! that a record which was recycled in between is noticed.
+//! it is never a mixture.
 //!
 //! Ordering: a record is filled, then its sequence number is stored with Release, then the slots
 //! and ids that lead to it; retiring goes the other way round. Fields are relaxed atomics between
 //! fences, as in any sequence lock.
+
+mod ids;
 
 use super::place::{SLOT, SLOT_SHIFT, SLOTS};
 use super::{BackendKind, place};
@@ -39,9 +41,6 @@ use crate::sync::references::References;
 
 /// Regions that a process can have mapped at one time.
 pub(crate) const RECORDS_MAX: usize = 256;
-const IDS_LEN: usize = 1024;
-/// Ids that can be bound at one time: probing stays short while a quarter is empty.
-const IDS_MAX: usize = IDS_LEN * 3 / 4;
 
 /// Which record of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,13 +132,6 @@ struct Record {
     file_at: AtomicU64,
 }
 
-struct IdEntry {
-    /// Complement of the id's bits, so that the all-zero entry is the null id, which nobody binds.
-    key: AtomicU64,
-    /// Record index in the low half, its sequence number in the high one.
-    value: AtomicU64,
-}
-
 static LOCK: RawLock = RawLock::new();
 static RECORDS: [Record; RECORDS_MAX] = [const {
     Record {
@@ -165,11 +157,6 @@ static SLOTS_MAP: [AtomicU16; SLOTS] = [const { AtomicU16::new(0) }; SLOTS];
 static ODD: [AtomicU64; RECORDS_MAX / 64] = [const { AtomicU64::new(0) }; RECORDS_MAX / 64];
 /// Regions inside others, a bit each.
 static NESTED: [AtomicU64; RECORDS_MAX / 64] = [const { AtomicU64::new(0) }; RECORDS_MAX / 64];
-static IDS: [IdEntry; IDS_LEN] =
-    [const { IdEntry { key: AtomicU64::new(0), value: AtomicU64::new(0) } }; IDS_LEN];
-static IDS_SEQ: AtomicU32 = AtomicU32::new(0);
-static IDS_USED: AtomicUsize = AtomicUsize::new(0);
-
 /// The region that holds `address`, if one does: of those inside each other the innermost.
 #[inline]
 pub(crate) fn find(address: usize) -> Option<RecordIndex> {
@@ -283,103 +270,18 @@ pub(crate) fn find_snapshot(address: usize) -> Option<(RecordIndex, Snapshot)> {
 /// The region that `id` is bound to, with a consistent reading of it.
 #[inline]
 pub(crate) fn by_id(id: AllocatorId) -> Option<(RecordIndex, Snapshot)> {
-    if id.is_null() {
-        return None;
-    }
-    loop {
-        let seq = IDS_SEQ.load(Ordering::Acquire);
-        let found = if seq & 1 == 0 { probe(id).ok() } else { None };
-        let value = found.map(|at| IDS[at & (IDS_LEN - 1)].value.load(Ordering::Relaxed));
-        fence(Ordering::Acquire);
-        if seq & 1 == 0 && IDS_SEQ.load(Ordering::Relaxed) == seq {
-            let value = value?;
-            let index = RecordIndex(value as u16);
-            // Between retiring its ids and the record itself nothing leads here; a record that
-            // was recycled after we read the entry has another sequence number.
-            return snapshot(index)
-                .filter(|found| u64::from(found.seq) == value >> 32)
-                .map(|found| (index, found));
-        }
-        core::hint::spin_loop();
-    }
+    let value = ids::look_up(id)?;
+    let index = RecordIndex(value as u16);
+    // Between retiring its ids and the record itself nothing leads here; a record that was recycled
+    // after the entry was read has another sequence number.
+    let found = snapshot(index).filter(|found| u64::from(found.seq) == value >> 32)?;
+    Some((index, found))
 }
 
-/// The position of `id`, or the empty position where it would go.
-fn probe(id: AllocatorId) -> core::result::Result<usize, usize> {
-    let key = !id.to_bits();
-    let mut at = home(key);
-    for _ in 0..IDS_LEN {
-        match IDS[at & (IDS_LEN - 1)].key.load(Ordering::Relaxed) {
-            0 => return Err(at),
-            found if found == key => return Ok(at),
-            _ => at = (at + 1) & (IDS_LEN - 1),
-        }
-    }
-    Err(at)
-}
-
-fn home(key: u64) -> usize {
-    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize & (IDS_LEN - 1)
-}
-
-/// Changes the id table; readers meanwhile go round.
-fn change_ids<R>(_lock: &Guard<'_>, change: impl FnOnce() -> R) -> R {
-    let seq = IDS_SEQ.load(Ordering::Relaxed);
-    IDS_SEQ.store(seq.wrapping_add(1), Ordering::Relaxed);
-    fence(Ordering::Release);
-    let result = change();
-    IDS_SEQ.store(seq.wrapping_add(2), Ordering::Release);
-    result
-}
-
+/// Binds an id to a live record.
 fn bind_locked(lock: &Guard<'_>, id: AllocatorId, index: RecordIndex) -> Result<()> {
-    if id.is_null() {
-        return Err(Error::UnknownAllocator { id });
-    }
     let seq = index.record().seq.load(Ordering::Relaxed);
-    let value = u64::from(seq) << 32 | u64::from(index.0);
-    match probe(id) {
-        Ok(at) if IDS[at].value.load(Ordering::Relaxed) == value => Ok(()),
-        Ok(_) => Err(Error::AlreadyExists),
-        Err(_) if IDS_USED.load(Ordering::Relaxed) >= IDS_MAX => {
-            Err(Error::TableFull { slots: IDS_MAX })
-        }
-        Err(at) => {
-            change_ids(lock, || {
-                IDS[at].value.store(value, Ordering::Relaxed);
-                IDS[at].key.store(!id.to_bits(), Ordering::Relaxed);
-            });
-            IDS_USED.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        }
-    }
-}
-
-/// Empties the entry at `at` and moves up those behind it that would no longer be found.
-fn erase_locked(lock: &Guard<'_>, at: usize) {
-    change_ids(lock, || {
-        let mut hole = at;
-        let mut next = (at + 1) & (IDS_LEN - 1);
-        loop {
-            let key = IDS[next].key.load(Ordering::Relaxed);
-            if key == 0 {
-                break;
-            }
-            // The entry may move into the hole unless its home lies between the two.
-            let from_home = next.wrapping_sub(home(key)) & (IDS_LEN - 1);
-            let from_hole = next.wrapping_sub(hole) & (IDS_LEN - 1);
-            if from_home >= from_hole {
-                let value = IDS[next].value.load(Ordering::Relaxed);
-                IDS[hole].value.store(value, Ordering::Relaxed);
-                IDS[hole].key.store(key, Ordering::Relaxed);
-                hole = next;
-            }
-            next = (next + 1) & (IDS_LEN - 1);
-        }
-        IDS[hole].key.store(0, Ordering::Relaxed);
-        IDS[hole].value.store(0, Ordering::Relaxed);
-    });
-    IDS_USED.fetch_sub(1, Ordering::Relaxed);
+    ids::bind(lock, id, u64::from(seq) << 32 | u64::from(index.0))
 }
 
 /// Lets `id` name the region `index`, besides its own id. An id that names another region is
@@ -391,9 +293,9 @@ pub(super) fn bind(id: AllocatorId, index: RecordIndex) -> Result<()> {
 /// Undoes [`bind`]; an id that is not bound to `index` is [`Error::UnknownAllocator`].
 pub(super) fn unbind(id: AllocatorId, index: RecordIndex) -> Result<()> {
     let lock = LOCK.lock();
-    match probe(id) {
-        Ok(at) if IDS[at].value.load(Ordering::Relaxed) as u16 == index.0 => {
-            erase_locked(&lock, at);
+    match ids::bound(id) {
+        Some(value) if value as u16 == index.0 => {
+            ids::erase(&lock, id);
             Ok(())
         }
         _ => Err(Error::UnknownAllocator { id }),
@@ -428,14 +330,14 @@ pub(super) fn publish(entry: &Entry, exclusive: bool) -> Result<RecordIndex> {
     };
     let index = RecordIndex(at as u16);
     let record = index.record();
-    let taken = match probe(entry.id) {
-        Err(_) if IDS_USED.load(Ordering::Relaxed) >= IDS_MAX => {
-            return Err(Error::TableFull { slots: IDS_MAX });
+    let taken = match ids::bound(entry.id) {
+        None => {
+            ids::check_room()?;
+            false
         }
-        Err(_) => false,
         // The same segment again is fine; another one with this id would get wrong answers.
-        Ok(at) => {
-            let holder = RecordIndex(IDS[at].value.load(Ordering::Relaxed) as u16).record();
+        Some(value) => {
+            let holder = RecordIndex(value as u16).record();
             if exclusive || holder.nonce.load(Ordering::Relaxed) != entry.nonce {
                 return Err(Error::AlreadyExists);
             }
@@ -537,18 +439,7 @@ pub(super) fn release(index: RecordIndex) -> Option<Entry> {
     }
     let lock = LOCK.lock();
     let gone = entry(index);
-    let mut at = 0;
-    while at < IDS_LEN {
-        let found = &IDS[at];
-        let bound = found.key.load(Ordering::Relaxed) != 0
-            && found.value.load(Ordering::Relaxed) as u16 == index.0;
-        if bound {
-            // Another entry may move here: look at the same position again.
-            erase_locked(&lock, at);
-        } else {
-            at += 1;
-        }
-    }
+    ids::erase_all(&lock, |value| value as u16 == index.0);
     for slot in slots_of(gone.base, gone.len) {
         if let Some(place) = SLOTS_MAP.get(slot)
             && place.load(Ordering::Relaxed) == index.0 + 1
@@ -577,7 +468,7 @@ pub(super) fn release(index: RecordIndex) -> Option<Entry> {
             && other.references.any()
     });
     if let Some(heir) = heir
-        && probe(gone.id).is_err()
+        && ids::bound(gone.id).is_none()
     {
         // There is room: this region's own entry was just erased.
         let _ = bind_locked(&lock, gone.id, RecordIndex(heir as u16));
@@ -589,9 +480,7 @@ pub(super) fn release(index: RecordIndex) -> Option<Entry> {
 pub(super) fn replace(index: RecordIndex, entry: &Entry) {
     let lock = LOCK.lock();
     let record = index.record();
-    if let Ok(at) = probe(AllocatorId::from_bits(record.id.load(Ordering::Relaxed))) {
-        erase_locked(&lock, at);
-    }
+    ids::erase(&lock, AllocatorId::from_bits(record.id.load(Ordering::Relaxed)));
     let seq = record.seq.load(Ordering::Relaxed);
     record.seq.store(seq | 1, Ordering::Relaxed);
     fence(Ordering::Release);
@@ -623,140 +512,7 @@ fn hold_still_across_forks() {
     }
 }
 
-const _: () = assert!(SLOT == 1 << SLOT_SHIFT && IDS_LEN.is_power_of_two());
+const _: () = assert!(SLOT == 1 << SLOT_SHIFT);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sync::atomic::AtomicBool;
-
-    /// Records without memory behind them: what is tested here only looks at the numbers. Every
-    /// field follows from `n`, so that a mixture shows.
-    fn fake(n: usize) -> Entry {
-        Entry {
-            base: 0x10_0000 * (n + 1),
-            len: 4096 * (n + 1),
-            id: AllocatorId::new(0x0FAC_0000 + n as u32, 0),
-            nonce: n as u64,
-            fd: None,
-            file: (0, 0),
-            kind: BackendKind::Array,
-            flags: 0,
-            file_at: 0,
-            payload: 4096,
-            parent: None,
-        }
-    }
-
-    fn is_whole(found: &Snapshot, n: usize) -> bool {
-        let whole = fake(n);
-        (found.base, found.len, found.id) == (whole.base, whole.len, whole.id)
-    }
-
-    #[test]
-    fn readers_never_see_a_mixture() {
-        let stop = AtomicBool::new(false);
-        let seen = std::thread::scope(|scope| {
-            let readers = [0, 1].map(|turn| {
-                let stop = &stop;
-                scope.spawn(move || {
-                    let mut seen = 0u64;
-                    while !stop.load(Ordering::Relaxed) {
-                        for n in [turn, 1 - turn, 2] {
-                            if let Some((_, found)) = by_id(fake(n).id) {
-                                assert!(is_whole(&found, n), "{n}: {found:?}");
-                                seen += 1;
-                            }
-                            if let Some((_, found)) = find_snapshot(fake(n).base + 1) {
-                                assert!(is_whole(&found, n), "{n}: {found:?}");
-                                seen += 1;
-                            }
-                        }
-                    }
-                    seen
-                })
-            });
-            // Three regions take turns in the same record, with every kind of neighbour in the
-            // id table.
-            for round in 0..60_000 {
-                let index = publish(&fake(round % 3), true).unwrap();
-                assert!(release(index).is_some());
-            }
-            stop.store(true, Ordering::Relaxed);
-            readers.map(|reader| reader.join().unwrap())
-        });
-        assert!(seen.iter().sum::<u64>() > 0);
-    }
-
-    #[test]
-    fn slots_and_odd_places() {
-        let slot = |n: usize| n << SLOT_SHIFT;
-        // Above what is placed at random, and below what the kernel picks.
-        let (first, long) = (slot(1500), slot(1502));
-        let entry = |n: usize, base, len| Entry { base, len, ..fake(n) };
-        let a = publish(&entry(10, first, SLOT), true).unwrap();
-        let b = publish(&entry(11, long, 2 * SLOT + 4096), true).unwrap();
-        let found = |address: usize| find_snapshot(address).map(|(index, _)| index);
-        assert_eq!(found(first), Some(a));
-        assert_eq!(found(first + SLOT - 1), Some(a));
-        assert_eq!(found(first + SLOT), None);
-        assert_eq!(found(long + 2 * SLOT + 4095), Some(b));
-        assert_eq!(found(long + 2 * SLOT + 4096), None);
-        assert!(!slot_is_free(1504) && slot_is_free(1505));
-        // A region in the unused rest of a slot is found all the same, and leaves the slot alone.
-        let c = publish(&entry(12, long + 2 * SLOT + 8192, 4096), true).unwrap();
-        assert_eq!(found(long + 2 * SLOT + 8192), Some(c));
-        assert_eq!(publish(&entry(12, 0x1000, 4096), true), Err(Error::AlreadyExists));
-        for index in [a, c, b] {
-            assert!(release(index).is_some());
-        }
-        assert_eq!((found(first), found(long + 2 * SLOT)), (None, None));
-        assert!((1500..1506).all(slot_is_free));
-        assert_eq!(found(usize::MAX), None);
-        assert_eq!(found(0), None);
-    }
-
-    #[test]
-    fn the_innermost_region_is_found() {
-        let outer = Entry { base: 0x7_0000_0000, len: 0x10_0000, ..fake(30) };
-        let outer_index = publish(&outer, true).unwrap();
-        let found = |address: usize| find_snapshot(address).map(|(index, _)| index);
-        let inside = |n, base, len, parent| {
-            publish(&Entry { base, len, parent: Some(parent), ..fake(n) }, true).unwrap()
-        };
-        let first = inside(31, 0x7_0001_0000, 0x2_0000, outer_index);
-        let second = inside(32, 0x7_0004_0000, 0x1_0000, outer_index);
-        let deep = inside(33, 0x7_0002_0000, 0x1_0000, first);
-        for (address, wanted) in [
-            (0x7_0000_0000, outer_index),
-            (0x7_0001_0000, first),
-            (0x7_0001_FFFF, first),
-            (0x7_0002_0000, deep),
-            (0x7_0002_FFFF, deep),
-            (0x7_0003_0000, outer_index),
-            (0x7_0004_8000, second),
-            (0x7_000F_FFFF, outer_index),
-        ] {
-            assert_eq!(found(address), Some(wanted), "{address:#x}");
-        }
-        assert_eq!(found(0x7_0010_0000), None);
-        assert_eq!(nested_at(outer_index, 0x7_0004_0000).map(|found| found.0), Some(second));
-        assert!(nested_at(outer_index, 0x7_0002_0000).is_none());
-        assert!(release(deep).is_some() && release(first).is_some());
-        assert_eq!(found(0x7_0002_0000), Some(outer_index));
-        assert!(release(second).is_some() && release(outer_index).is_some());
-        assert_eq!(found(0x7_0004_0000), None);
-    }
-
-    #[test]
-    fn references_keep_a_record() {
-        let index = publish(&fake(20), true).unwrap();
-        let seen = snapshot(index).unwrap();
-        retain(index);
-        assert!(try_retain(index, &seen));
-        assert!(release(index).is_none() && release(index).is_none());
-        assert!(release(index).is_some());
-        assert!(!try_retain(index, &seen));
-        assert_ne!(snapshot(index), Some(seen));
-    }
-}
+mod tests;
