@@ -285,7 +285,8 @@ impl ThreadLocalAllocator {
     /// it over when it has been told. Where either dies in between, the block stays nobody's.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for blocks of less than 32 bytes; otherwise as [`Allocator::usable_size`].
+    /// [`Error::Unsupported`] for blocks of less than 32 bytes; otherwise as
+    /// [`usable_size`](crate::Allocator::usable_size).
     ///
     /// # Safety
     /// The block belongs to this process, or to nobody while no other process takes it.
