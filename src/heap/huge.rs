@@ -37,8 +37,9 @@ const FEW_BLOCKS: u64 = 2;
 pub enum HugePages {
     /// Nothing.
     Never,
-    /// What a process takes past its first 64 MiB (32 MiB a thread, where it has more than two), the whole chunks (4 MiB) of large blocks in
-    /// private memory, and large blocks in shared memory (2 MiB at a time) where the process uses such blocks to their ends.
+    /// What a process takes past its first 64 MiB (32 MiB a thread, where it has more than two), the whole
+    /// chunks (4 MiB) of large blocks in private memory, and large blocks in shared memory (2 MiB at a time)
+    /// where the process uses such blocks to their ends.
     #[default]
     LargeHeaps,
     /// Everything that the system's settings allow: shared memory is mostly exempt by them

@@ -191,6 +191,21 @@ const CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "allocate 6 MiB, with memory at once",
+        life: |scene| {
+            // What comes after blocks that are used to their ends is expected to be.
+            let two_in_use = |alloc: &ThreadLocalAllocator| {
+                for _ in 0..2 {
+                    let block = alloc.resolve(OffsetPtr::new(get(alloc, 6 * MIB)));
+                    // SAFETY: the victim's own block.
+                    unsafe { block.write_bytes(1, 6 * MIB) };
+                }
+            };
+            stepped(scene, two_in_use, |alloc, ()| use_it(get(alloc, 6 * MIB)));
+        },
+        ..PLAIN
+    },
+    Case {
         name: "free 6 MiB",
         life: |scene| {
             stepped(scene, |alloc| get(alloc, 6 * MIB), |alloc, block| free(alloc, block));
