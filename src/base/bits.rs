@@ -15,7 +15,11 @@ pub(crate) const fn find_run(word: u64, n: u32, step: u32) -> Option<u32> {
         have += more;
     }
     // Positions that are multiples of `step`: u64::MAX / (2^step - 1) has a bit every `step`.
-    let grid = if step == 64 { 1 } else { u64::MAX / ((1u64 << step) - 1) };
+    let grid = match step {
+        1 => u64::MAX,
+        64 => 1,
+        _ => u64::MAX / ((1u64 << step) - 1),
+    };
     let starts = starts & grid;
     if starts == 0 { None } else { Some(starts.trailing_zeros()) }
 }

@@ -344,7 +344,8 @@ impl RegionHeap {
         let dirty = if zeroed { 0 } else { mask };
         entry.dirty.store(entry.dirty.load(Relaxed) & !mask | dirty, Relaxed);
         let bytes = dirty.count_ones() as u64 * GRANULE as u64;
-        let dirty_free = block.dirty_free.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        let dirty_free = block.dirty_free.load(Relaxed).saturating_add(bytes);
+        block.dirty_free.store(dirty_free, Relaxed);
         self.enlist(process, chunk);
         let empty = entry.used.load(Relaxed) & self.chunk_mask(chunk) == 0;
         let resident = entry.dirty.load(Relaxed) != 0;

@@ -41,8 +41,8 @@ impl RegionHeap {
             return Err(error);
         }
         let desc = self.desc(taken.first);
-        self.forget_dead_announcer(taken.first);
         desc.init_run(count, taken.committed);
+        self.forget_dead_announcer(taken.first);
         if let Err(error) = self.commit_run(taken.first, size) {
             desc.run_granules.store(0, Relaxed);
             self.return_untouched(process, taken, count);

@@ -232,10 +232,10 @@ impl<'a> Slab<'a> {
         self.desc.committed.store(committed, Relaxed);
         self.desc.flags.store(if zeroed { ZEROED } else { 0 }, Relaxed);
         self.desc.run_granules.store(0, Relaxed);
+        // Not only those that are not 0: a page of private memory that is read first is mapped twice, and the
+        // second time all processors are told.
         for word in self.bits().iter().chain(self.remote()) {
-            if word.load(Relaxed) != 0 {
-                word.store(0, Relaxed);
-            }
+            word.store(0, Relaxed);
         }
     }
 

@@ -364,8 +364,8 @@ impl ThreadHeap {
             return Err(error);
         }
         let slab = Slab::new(heap, taken.first, class);
-        heap.forget_dead_announcer(taken.first);
         slab.init(taken.committed, taken.zeroed);
+        heap.forget_dead_announcer(taken.first);
         slab.set_listing(Listing::Current);
         // One block must be possible, or the slab is of no use: find out before it counts.
         if taken.committed < class.size() as u32 {
