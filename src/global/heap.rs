@@ -295,7 +295,7 @@ impl Heap {
         let place = place.cast::<ThreadHeap>();
         if !place.is_null() {
             // SAFETY: fresh private memory, large enough and aligned.
-            unsafe { place.write(ThreadHeap::new(id, part.process)) };
+            unsafe { place.write(ThreadHeap::new(id, part.process).keeping_slabs()) };
         } else {
             part.heap.give_block_back(part.process, id);
         }

@@ -54,6 +54,7 @@ pub(crate) mod process;
 pub(crate) mod rbtree;
 pub(crate) mod reap;
 pub(crate) mod remote;
+pub(crate) mod reserve;
 pub(crate) mod run;
 pub(crate) mod slab;
 pub(crate) mod spare;

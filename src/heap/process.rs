@@ -269,10 +269,22 @@ impl RegionHeap {
         Err(Error::OutOfMemory { requested: count as usize * GRANULE, available: 0 })
     }
 
-    /// Where `count` granules are free in one of the process's chunks: the tightest that is found fast.
+    /// Where `count` granules are free in one of the process's chunks: the tightest that is found fast, of
+    /// those where memory that was touched before is free, if there are any.
     fn find_listed(&self, process: ProcessSlot, count: u32, step: u32) -> Option<(ChunkIdx, u32)> {
         let sure = count.next_power_of_two().trailing_zeros() as usize;
         let maybe = (31 - count.leading_zeros()) as usize;
+        let block = self.process(process);
+        if block.dirty_free.load(Relaxed) >= count as u64 * GRANULE as u64 {
+            for head in block.lists.iter().skip(maybe) {
+                for chunk in self.listed(head).take(1) {
+                    let warm = self.chunk(chunk).dirty.load(Relaxed);
+                    if let Some(bit) = self.fit_in(chunk, warm, count, step) {
+                        return Some((chunk, bit));
+                    }
+                }
+            }
+        }
         for (list, head) in self.process(process).lists.iter().enumerate().skip(maybe) {
             let tries = if list < sure || step > 1 { TRIES } else { 1 };
             for chunk in self.listed(head).take(tries) {
@@ -303,6 +315,17 @@ impl RegionHeap {
         committed: u32,
     ) {
         self.put_run(process, first, count, committed, false);
+    }
+
+    /// Gives slabs of a granule each back, whose entries are free.
+    pub(super) fn return_slabs(&self, process: ProcessSlot, heads: &[GranuleIdx]) {
+        let bytes = heads.len() as u64 * GRANULE as u64;
+        self.process(process).in_slabs.fetch_sub(bytes, Relaxed);
+        let guard = self.lock_process(process);
+        for &head in heads {
+            let committed = self.desc(head).committed.load(Relaxed);
+            self.put_back(&guard, process, head, 1, committed, false);
+        }
     }
 
     /// Gives a run back that nobody wrote to: what was zero is.
@@ -383,12 +406,17 @@ impl RegionHeap {
 
     /// Where a run of `count` fits in a chunk: in memory that was touched before, if it can.
     pub(super) fn fit(&self, chunk: ChunkIdx, count: u32, step: u32) -> Option<u32> {
-        let free = self.free_granules(chunk);
+        self.fit_in(chunk, self.chunk(chunk).dirty.load(Relaxed), count, step)
+            .or_else(|| self.fit_in(chunk, u64::MAX, count, step))
+    }
+
+    /// The same, only in granules of the mask `of`.
+    fn fit_in(&self, chunk: ChunkIdx, of: u64, count: u32, step: u32) -> Option<u32> {
+        let free = self.free_granules(chunk) & of;
         // The address of granule 0 may itself be off the wanted alignment.
         let base = (self.base().addr() / GRANULE) as u32 + chunk.0 * GRANULES_PER_CHUNK as u32;
         let skip = base.wrapping_neg() & (step - 1);
-        let find = |word: u64| find_run(word >> skip, count, step).map(|bit| bit + skip);
-        find(free & self.chunk(chunk).dirty.load(Relaxed)).or_else(|| find(free))
+        find_run(free >> skip, count, step).map(|bit| bit + skip)
     }
 
     fn cut(
@@ -430,15 +458,23 @@ impl RegionHeap {
             entry.bucket.store(0, Relaxed);
             return;
         };
-        let head = &block.lists[list];
-        let first = head.load(Relaxed);
-        entry.next.store(first, Relaxed);
-        entry.prev.store(0, Relaxed);
-        entry.bucket.store(list as u32 + 1, Relaxed);
-        if first != 0 {
-            self.chunk(ChunkIdx(first - 1)).prev.store(chunk.0 + 1, Relaxed);
+        // First; second where none of its free memory was touched before, but perhaps some of the first's.
+        let mut prev = 0;
+        let mut link = &block.lists[list];
+        if free & entry.dirty.load(Relaxed) == 0
+            && let Some(first) = self.chunk_at(link.load(Relaxed))
+        {
+            prev = first.0 + 1;
+            link = &self.chunk(first).next;
         }
-        head.store(chunk.0 + 1, Relaxed);
+        let next = link.load(Relaxed);
+        entry.next.store(next, Relaxed);
+        entry.prev.store(prev, Relaxed);
+        entry.bucket.store(list as u32 + 1, Relaxed);
+        if let Some(next) = self.chunk_at(next) {
+            self.chunk(next).prev.store(chunk.0 + 1, Relaxed);
+        }
+        link.store(chunk.0 + 1, Relaxed);
     }
 
     /// Takes a chunk off its list, before its `used` word changes. Under the process's lock.

@@ -20,6 +20,7 @@
 use super::granule::{BlockId, Entry, GranuleIdx, Kind};
 use super::layout::{ProcessSlot, RegionHeap};
 use super::remote;
+use super::reserve::Reserve;
 use super::slab::{Listing, Slab, uses_area};
 use super::spare::Spares;
 use crate::base::classes::{CLASSES, ClassId};
@@ -72,6 +73,7 @@ pub(crate) struct ThreadHeap {
     /// The deaths that this heap has looked after; see [`ThreadHeap::rescue`].
     deaths: u32,
     pub(super) spares: Spares,
+    pub(super) reserve: Reserve,
 }
 
 impl RegionHeap {
@@ -127,7 +129,8 @@ impl ThreadHeap {
     /// The heap of a thread block that `process` holds.
     pub(crate) const fn new(id: BlockId, process: ProcessSlot) -> ThreadHeap {
         let empty = HeapBin { current: 0, partial: 0, slabs: 0, hint: 0 };
-        ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0, spares: Spares::NONE }
+        let (spares, reserve) = (Spares::NONE, Reserve::NONE);
+        ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0, spares, reserve }
     }
     #[inline]
     pub(crate) fn id(&self) -> BlockId {
@@ -260,7 +263,7 @@ impl ThreadHeap {
             } else if !collected {
                 collected = true;
                 self.collect_from(heap, |block| &block.returned);
-                if self.bins[class.index()].partial == 0 {
+                if self.bins[class.index()].partial == 0 && self.reserve.is_empty() {
                     // Before more is asked for, runs as well.
                     self.collect(heap);
                 }
@@ -357,6 +360,12 @@ impl ThreadHeap {
     }
 
     fn new_slab(&mut self, heap: &RegionHeap, class: ClassId) -> Result<()> {
+        if let Some(head) = self.take_reserved(heap, class) {
+            Slab::new(heap, head, class).set_listing(Listing::Current);
+            let bin = &mut self.bins[class.index()];
+            (bin.current, bin.hint) = (head.0 + 1, 0);
+            return Ok(());
+        }
         let granules = class.slab_granules();
         let taken = heap.take_run(self.process, granules, 1, 0)?;
         if let Err(error) = heap.commit_tables(taken.first, granules, uses_area(class)) {
@@ -458,16 +467,21 @@ impl ThreadHeap {
             return;
         }
         self.unlist(heap, slab);
-        self.release(heap, slab);
+        self.reserve_or_release(heap, slab);
     }
 
-    fn release(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
+    /// Counts a slab of a class in or out.
+    pub(super) fn note_slab(&mut self, class: ClassId, more: bool) {
+        let slabs = &mut self.bins[class.index()].slabs;
+        *slabs = if more { *slabs + 1 } else { slabs.saturating_sub(1) };
+    }
+
+    pub(super) fn release(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
         let granules = slab.class.slab_granules();
         for distance in 0..granules {
             heap.set_entry(GranuleIdx(slab.head.0 + distance), Entry::FREE);
         }
-        let bin = &mut self.bins[slab.class.index()];
-        bin.slabs = bin.slabs.saturating_sub(1);
+        self.note_slab(slab.class, false);
         let bytes = granules as u64 * GRANULE as u64;
         heap.process(self.process).in_slabs.fetch_sub(bytes, Relaxed);
         let committed = slab.desc.committed.load(Relaxed);
@@ -628,6 +642,7 @@ impl ThreadHeap {
                 }
             }
         }
+        self.give_up_reserve(heap, usize::MAX);
     }
 
     /// The slabs in this heap's lists, for `verify`: calls `visit` with each class's current slab
