@@ -11,6 +11,7 @@
 //! slab      blocks of one class      run      blocks of neighbouring granules
 //! block     blocks by address        remote   returning blocks to another's slab
 //! thread    thread blocks and thread heaps      spare    the runs that they keep
+//! reserve   the empty slabs that they keep
 //! locks     the locks of all these, and a fork's hold on them
 //! liveness  joining, leaving, and whether the others still live
 //! keeper    blocks that were handed over
