@@ -51,10 +51,11 @@ impl RegionHeap {
         let holder = Holder::number(number);
         [&source.reaper, &source.roots_lock, &source.lock].iter().any(|lock| lock.names(holder))
     }
-    /// Takes this process's own lock, which only its own threads ever hold.
+    /// Takes this process's own lock, which only its own threads ever hold: whoever else it names is damage.
     #[inline]
     pub(crate) fn lock_process(&self, process: ProcessSlot) -> ShmGuard<'_> {
-        self.process(process).lock.lock(self.holder())
+        let own = self.holder();
+        self.process(process).lock.lock_or_inherit(own, |who| who != own).0
     }
     /// Takes the lock of whoever takes a dead process's things apart. That work can be begun again
     /// at any point.
@@ -96,5 +97,27 @@ impl RegionHeap {
         // The byte that the parent has locked is one of the parent's file.
         block.watched.store(0, Ordering::Relaxed);
         block.program.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::layout::TableSizes;
+    use super::super::liveness::Joining;
+    use super::*;
+    use crate::base::units::MIB;
+    use crate::region::{Backend, MemfdBackend, RegionOptions};
+
+    #[test]
+    fn nobody_waits_for_strangers_with_its_own_lock() {
+        let region = MemfdBackend::create("", &RegionOptions::new().capacity(16 * MIB)).unwrap();
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let process = heap.register(Joining::default()).unwrap();
+        let number = heap.own.number();
+        for forged in [u32::MAX, 1 << 31, number + 1, (number + 1) | 1 << 31] {
+            heap.process(process).lock.forge(forged);
+            heap.trim(process);
+            assert!(!heap.process(process).lock.is_locked());
+        }
     }
 }
