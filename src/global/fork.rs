@@ -71,7 +71,7 @@ unsafe extern "C" fn prepare() {
     HEAP.stand_still();
     for part in HEAP.parts() {
         part.shared_lock.lock_raw();
-        part.heap.fork_prepare(part.process);
+        part.heap.fork_prepare();
     }
     for (index, part) in HEAP.parts().enumerate() {
         let copy = if part.heap.region().is_shared() {
@@ -93,7 +93,7 @@ unsafe extern "C" fn parent() {
         drop(unsafe { (*COPIES.0.get())[index].take() });
     }
     for part in HEAP.parts() {
-        part.heap.fork_parent(part.process);
+        part.heap.fork_parent();
         part.shared_lock.unlock_raw();
     }
     HEAP.go_on();

@@ -26,7 +26,7 @@ use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use super::reap::Stays;
 use crate::base::units::GRANULES_PER_CHUNK;
 use crate::sync::atomic::Ordering::Relaxed;
-use crate::sync::shm_lock::ShmGuard;
+use crate::sync::lock::Guard;
 
 /// How much of a chunk must be free for somebody to adopt it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl RegionHeap {
     #[cold]
     pub(super) fn adopt_chunk(
         &self,
-        _locked: &ShmGuard<'_>,
+        _locked: &Guard<'_>,
         process: ProcessSlot,
         count: u32,
         step: u32,
@@ -73,7 +73,7 @@ impl RegionHeap {
     /// Gives back what has become free of the estate in the process's chunks. True where there was any.
     /// Under the process's lock.
     #[cold]
-    pub(super) fn take_back_adopted(&self, locked: &ShmGuard<'_>, process: ProcessSlot) -> bool {
+    pub(super) fn take_back_adopted(&self, locked: &Guard<'_>, process: ProcessSlot) -> bool {
         let block = self.process(process);
         if block.adopted.load(Relaxed) == 0 {
             return false;
@@ -98,7 +98,7 @@ impl RegionHeap {
     /// The same in one chunk: whether anything of the estate's is left, and whether anything was free.
     fn take_back_in(
         &self,
-        locked: &ShmGuard<'_>,
+        locked: &Guard<'_>,
         process: ProcessSlot,
         chunk: ChunkIdx,
     ) -> (bool, bool) {

@@ -38,12 +38,13 @@ use crate::base::units::{CHUNK, GRANULE, GRANULE_SHIFT, GRANULES_PER_CHUNK, PAGE
 use crate::base::{Error, Result, align_up};
 use crate::region::Region;
 use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use crate::sync::lock::RawLock;
 use crate::sync::shm_lock::ShmLock;
 
 /// "hshmheap"
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmheap");
 /// Changes whenever the meaning of any byte of the tables does.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 /// What the region header's `engine_kind` says of such a region.
 pub(crate) const ENGINE_KIND: u32 = 1;
 /// The same for a region with an in-band heap.
@@ -224,6 +225,8 @@ pub(crate) struct RegionHeap {
     must_commit: bool,
     lazily_zero: bool,
     temporary: bool,
+    /// Protects what this process owns of the region.
+    pub(super) process_lock: RawLock,
     pub(super) huge: HugePages,
     /// The system has shown that it gives this memory no huge pages.
     pub(super) huge_refused: AtomicBool,
@@ -416,6 +419,7 @@ impl RegionHeap {
             must_commit: region.must_commit(),
             lazily_zero: header.zeroed == 1,
             temporary: header.temporary == 1,
+            process_lock: RawLock::new(),
             huge: HugePages::LargeHeaps,
             huge_refused: AtomicBool::new(false),
             touches: Touches::default(),

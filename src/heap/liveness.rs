@@ -182,8 +182,6 @@ impl RegionHeap {
             .state
             .compare_exchange(from, claim, Ordering::Acquire, Relaxed)
             .map_err(|_| Error::AlreadyExists)?;
-        // Only the slot's own threads ever take it.
-        block.lock.reset();
         // Who is alone is not asked for.
         let own = os::identity(self.region().is_shared());
         block.pid.store(own.pid, Relaxed);
@@ -239,7 +237,6 @@ impl RegionHeap {
     /// Gives the slot back, in which nothing is left.
     pub(super) fn leave_slot(&self, slot: ProcessSlot) {
         let block = self.process(slot);
-        block.lock.reset();
         block.number.store(0, Relaxed);
         block.state.store(SLOT_FREE, Ordering::Release);
     }

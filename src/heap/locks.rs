@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | reaper | whoever takes a dead process's things apart; the first of these | that can be begun again anywhere |
 //! | roots | the directory of named roots; before all of them (`naming`) | a change is one store |
-//! | process, one a slot | the process's chunks and lists | goes with the process |
+//! | process, in private memory | the process's chunks and lists | goes with the process |
 //! | source | chunk ownership | repaired from the chunks' owner words |
 //!
 //! Who has its process's lock may take the reaper's (`adopt`), and whoever has that one takes no process's,
@@ -14,6 +14,7 @@ use super::layout::{ProcessSlot, RegionHeap};
 use crate::base::{Error, Result};
 use crate::os;
 use crate::sync::atomic::Ordering;
+use crate::sync::lock::Guard;
 use crate::sync::shm_lock::{Holder, ShmGuard};
 
 /// How long whoever attaches waits for a lock, in nanoseconds of sleep. Nobody holds one for long: it
@@ -51,11 +52,10 @@ impl RegionHeap {
         let holder = Holder::number(number);
         [&source.reaper, &source.roots_lock, &source.lock].iter().any(|lock| lock.names(holder))
     }
-    /// Takes this process's own lock, which only its own threads ever hold: whoever else it names is damage.
+    /// Takes the lock of what this process owns: its own threads' alone, so it lies in private memory.
     #[inline]
-    pub(crate) fn lock_process(&self, process: ProcessSlot) -> ShmGuard<'_> {
-        let own = self.holder();
-        self.process(process).lock.lock_or_inherit(own, |who| who != own).0
+    pub(crate) fn lock_process(&self) -> Guard<'_> {
+        self.process_lock.lock()
     }
     /// Takes the lock of whoever takes a dead process's things apart. That work can be begun again
     /// at any point.
@@ -67,17 +67,17 @@ impl RegionHeap {
     pub(super) fn holder(&self) -> Holder {
         Holder::number(self.own.number())
     }
-    /// Takes the locks that a fork must not catch half-way: the reaper's, that of `process`, and
+    /// Takes the locks that a fork must not catch half-way: the reaper's, the process's own, and
     /// the source's.
-    pub(crate) fn fork_prepare(&self, process: ProcessSlot) {
+    pub(crate) fn fork_prepare(&self) {
         core::mem::forget(self.lock_reaper());
-        core::mem::forget(self.lock_process(process));
+        self.process_lock.lock_raw();
         core::mem::forget(self.lock_source());
     }
     /// In the parent: leaves them.
-    pub(crate) fn fork_parent(&self, process: ProcessSlot) {
+    pub(crate) fn fork_parent(&self) {
         self.source().lock.unlock_raw();
-        self.process(process).lock.unlock_raw();
+        self.process_lock.unlock_raw();
         self.source().reaper.unlock_raw();
     }
     /// In the child, whose copy of the region it is now: frees them whoever held them, and enters
@@ -88,7 +88,7 @@ impl RegionHeap {
         self.source().roots_lock.reset();
         self.detach_others(process);
         let block = self.process(process);
-        block.lock.reset();
+        self.process_lock.unlock_raw();
         // Nobody else sees private memory, so nobody asks.
         let own = os::identity(self.region().is_shared());
         block.pid.store(own.pid, Ordering::Relaxed);
@@ -97,27 +97,5 @@ impl RegionHeap {
         // The byte that the parent has locked is one of the parent's file.
         block.watched.store(0, Ordering::Relaxed);
         block.program.store(0, Ordering::Relaxed);
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::super::layout::TableSizes;
-    use super::super::liveness::Joining;
-    use super::*;
-    use crate::base::units::MIB;
-    use crate::region::{Backend, MemfdBackend, RegionOptions};
-
-    #[test]
-    fn nobody_waits_for_strangers_with_its_own_lock() {
-        let region = MemfdBackend::create("", &RegionOptions::new().capacity(16 * MIB)).unwrap();
-        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
-        let process = heap.register(Joining::default()).unwrap();
-        let number = heap.own.number();
-        for forged in [u32::MAX, 1 << 31, number + 1, (number + 1) | 1 << 31] {
-            heap.process(process).lock.forge(forged);
-            heap.trim(process);
-            assert!(!heap.process(process).lock.is_locked());
-        }
     }
 }

@@ -22,7 +22,7 @@ use crate::base::units::{CHUNK, GRANULE, GRANULES_PER_CHUNK};
 use crate::base::{Error, Result};
 use crate::os;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use crate::sync::shm_lock::{ShmGuard, ShmLock};
+use crate::sync::lock::Guard;
 
 /// The longest run, in granules. Larger blocks are made of whole chunks.
 pub(crate) const MAX_RUN: u32 = 32;
@@ -77,7 +77,7 @@ pub(crate) struct ProcessBlock {
     pub(crate) global: AtomicU32,
     /// See [`os::program_of`]; 0 where it could not be told.
     pub(crate) program: AtomicU32,
-    pub(crate) lock: ShmLock,
+    _unused: AtomicU32,
     lists: [AtomicU32; LISTS],
     empty_chunks: AtomicU32,
     /// See [`os::image_number`]; 0 where it could not be told.
@@ -194,7 +194,7 @@ impl RegionHeap {
         let block = self.process(process);
         let mut free = 0;
         {
-            let _guard = self.lock_process(process);
+            let _guard = self.lock_process();
             for list in &block.lists {
                 for chunk in self.listed(list) {
                     free += self.free_granules(chunk).count_ones() as usize * GRANULE;
@@ -231,7 +231,7 @@ impl RegionHeap {
         debug_assert!((1..=MAX_RUN).contains(&count) && step <= MAX_RUN);
         self.reap_now_and_then(process);
         let block = self.process(process);
-        let guard = self.lock_process(process);
+        let guard = self.lock_process();
         let roomy = (room > count).then(|| self.find_listed(process, room.min(MAX_RUN), step));
         let found = roomy.flatten().or_else(|| self.find_listed(process, count, step));
         let given_back = || {
@@ -321,7 +321,7 @@ impl RegionHeap {
     pub(super) fn return_slabs(&self, process: ProcessSlot, heads: &[GranuleIdx]) {
         let bytes = heads.len() as u64 * GRANULE as u64;
         self.process(process).in_slabs.fetch_sub(bytes, Relaxed);
-        let guard = self.lock_process(process);
+        let guard = self.lock_process();
         for &head in heads {
             let committed = self.desc(head).committed.load(Relaxed);
             self.put_back(&guard, process, head, 1, committed, false);
@@ -341,14 +341,14 @@ impl RegionHeap {
         committed: u32,
         zeroed: bool,
     ) {
-        let guard = self.lock_process(process);
+        let guard = self.lock_process();
         self.put_back(&guard, process, first, count, committed, zeroed);
     }
 
     /// Gives a run back under the lock.
     pub(super) fn put_back(
         &self,
-        _locked: &ShmGuard<'_>,
+        _locked: &Guard<'_>,
         process: ProcessSlot,
         first: GranuleIdx,
         count: u32,
@@ -392,7 +392,7 @@ impl RegionHeap {
         if bit + count + more > GRANULES_PER_CHUNK as u32 || count + more > MAX_RUN {
             return None;
         }
-        let guard = self.lock_process(process);
+        let guard = self.lock_process();
         let mask = run_mask(bit + count, more);
         if self.free_granules(chunk) & mask != mask {
             return None;
@@ -421,7 +421,7 @@ impl RegionHeap {
 
     fn cut(
         &self,
-        _locked: &ShmGuard<'_>,
+        _locked: &Guard<'_>,
         process: ProcessSlot,
         chunk: ChunkIdx,
         bit: u32,
@@ -583,7 +583,7 @@ impl RegionHeap {
     /// chunks to the heap source.
     pub(crate) fn trim(&self, process: ProcessSlot) {
         let block = self.process(process);
-        let guard = self.lock_process(process);
+        let guard = self.lock_process();
         self.take_back_adopted(&guard, process);
         for list in block.lists.iter().rev() {
             for chunk in self.listed(list) {

@@ -75,6 +75,7 @@ fn leave<W: Word>(word: &W) {
 }
 
 /// A mutex without data: whoever declares one says what it guards.
+#[derive(Debug)]
 pub(crate) struct RawLock(AtomicU32);
 
 /// Holds a [`RawLock`] until dropped.

@@ -198,12 +198,6 @@ impl ShmLock {
         self.word.load(Ordering::Relaxed) != 0
     }
 
-    /// Writes a word over the lock's, as somebody might who damages the region.
-    #[cfg(all(test, not(loom)))]
-    pub(crate) fn forge(&self, word: u32) {
-        self.word.store(word, Ordering::Relaxed);
-    }
-
     /// Frees the lock whoever holds it: for a forked child's own copy of a region.
     pub(crate) fn reset(&self) {
         self.word.store(0, Ordering::Release);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use hshm::{
-    Allocator, Backend, BuddyAllocator, Error, Heap, MIB, MemContext, MemfdBackend, OffsetPtr,
+    Allocator, Backend, BuddyAllocator, Error, Heap, KIB, MIB, MemContext, MemfdBackend, OffsetPtr,
     Region, RegionOptions, ThreadLocalAllocator,
 };
 
@@ -46,6 +46,27 @@ fn held_in_a_heap() {
         }
     }
     first.verify().unwrap();
+}
+
+/// What somebody writes into the process table makes nobody wait who is inside already.
+#[test]
+fn the_process_table_holds_up_nobody() {
+    let _turn = turn();
+    // Behind the heap's header: a slot for each of four processes, the estate's and the visitor's.
+    let table = 0x10C0..0x10C0 + 6 * 192;
+    for (at, value) in table.step_by(4).flat_map(|at| [1, 4, u32::MAX].map(|value| (at, value))) {
+        let region = MemfdBackend::create("", &RegionOptions::new().capacity(12 * MIB)).unwrap();
+        let alloc = ThreadLocalAllocator::shm_init_with(region.clone(), 4).unwrap();
+        let first = alloc.allocate_offset(CTX, layout(100, 8)).unwrap();
+        set(&region, at, value);
+        for size in [100, 40 * KIB, 3 * MIB] {
+            let _ = alloc.allocate_offset(CTX, layout(size, 8));
+        }
+        // SAFETY: our own block.
+        let _ = unsafe { alloc.free_offset(CTX, first) };
+        alloc.trim();
+        alloc.reap();
+    }
 }
 
 /// The buddy's lock does not say who has it: it is an error at once, and no hanging later.
