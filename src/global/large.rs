@@ -6,7 +6,7 @@ use core::ptr;
 
 use super::cache::{Phase, bin_offset, rounded};
 use super::config::Config;
-use super::flush::{give_run_back, refuse};
+use super::flush::{drop_runs, give_run_back, refuse};
 use super::heap::{HEAP, Part};
 use super::runs::KeptRun;
 use super::slow::{in_some_region, in_some_shared};
@@ -135,6 +135,17 @@ fn give_up_surplus(granules: usize) {
     }
 }
 
+/// Gives back all runs that the calling thread keeps; false where it keeps none.
+fn give_up_kept() -> bool {
+    // SAFETY: the calling thread's own cache, which nothing else refers to now.
+    let cache = unsafe { &mut *tls::get() };
+    let keeps = cache.phase == Phase::Live && cache.runs.keeps_any();
+    if keeps {
+        drop_runs(cache);
+    }
+    keeps
+}
+
 /// Commits more of a run that a thread keeps.
 #[cold]
 fn commit_kept(block: *mut u8, size: usize) -> bool {
@@ -233,10 +244,18 @@ pub(crate) unsafe fn reallocate(
     if !was_small && !is_small && resize_large(block, new_size) {
         return block;
     }
+    let room = if is_small { 0 } else { growth_room(old.size(), new_size) };
+    // What the thread keeps may lie where the block could grow, or have room to.
+    let is_growing = new_size > old.size() && new_size <= MAX_RUN as usize * GRANULE;
+    if is_growing && (!was_small || room > new_size) {
+        let any = give_up_kept();
+        if any && !was_small && resize_large(block, new_size) {
+            return block;
+        }
+    }
     let moved = if is_small {
         super::allocate_small(config, bin_offset(rounded(new)))
     } else {
-        let room = growth_room(old.size(), new_size);
         allocate_large(config, new_size, old.align(), room, false).0
     };
     if moved.is_null() {

@@ -123,6 +123,9 @@ impl RunCache {
     pub(crate) fn take_surplus(&mut self, granules: usize) -> Option<KeptRun> {
         if self.may_keep(self.kept, self.used + granules) { None } else { self.take_longest() }
     }
+    pub(crate) fn keeps_any(&self) -> bool {
+        self.kept > 0
+    }
     /// Keeps nothing any more; what was kept is nobody's then.
     pub(crate) fn forget(&mut self) {
         for bin in &mut self.bins {

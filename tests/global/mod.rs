@@ -144,6 +144,7 @@ macro_rules! global_tests {
             stress::zeroed_after_dirt
             stress::large_and_untouched
             stress::impossible_requests
+            stress::runs_grow_over_kept_ones
             threads::a_thousand_in_turn
             threads::more_than_cores
             threads::allocations_while_a_thread_ends

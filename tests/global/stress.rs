@@ -219,3 +219,24 @@ pub fn impossible_requests(alloc: &'static HshmAlloc) {
     // Everything goes on.
     live.iter_mut().for_each(|block| assert!(block.reallocate(2 * block.layout.size())));
 }
+
+/// What a thread freed and keeps for itself is no reason for its next block to move.
+pub fn runs_grow_over_kept_ones(alloc: &'static HshmAlloc) {
+    const RUN: usize = 128 * KIB;
+    let mut grown = 0;
+    for byte in 0..100 {
+        let mut blocks: Vec<_> = (0..6).map(|_| Block::new(alloc, RUN, 8, byte)).collect();
+        blocks.sort_by_key(|block| block.at.addr());
+        let Some(first) = (1..6).find(|&i| blocks[i].at == blocks[i - 1].at.wrapping_add(RUN))
+        else {
+            continue;
+        };
+        drop(blocks.remove(first));
+        let block = &mut blocks[first - 1];
+        let at = block.at;
+        assert!(block.reallocate(2 * RUN));
+        grown += usize::from(block.at == at);
+        blocks.iter().for_each(Block::check);
+    }
+    assert!(grown > 0, "no run ever grew in place");
+}
