@@ -134,7 +134,7 @@ impl RegionHeap {
     /// space for `room` bytes (at least `size`), so that it can grow in place.
     ///
     /// Returns its first granule and whether its bytes are known to be zero. Where the caller wants
-    /// `zeros`, they are: what was never written, or given back since, is not touched for that.
+    /// `zeros`, they are: what was never written, or given back since, is not written to for that.
     pub(crate) fn allocate_large(
         &self,
         process: ProcessSlot,

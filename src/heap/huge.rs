@@ -3,7 +3,7 @@
 //! A huge page costs a third of the ordinary ones in its place, and spares the processor look-ups
 //! for as long as it lives; but it is 2 MiB at once. So small heaps have none: large blocks get
 //! them where they fill whole chunks, and slabs and runs from the chunk on at which the process has
-//! [`HUGE_FROM`] bytes, and half as many for each thread, so that what is not needed yet stays a small
+//! [`HUGE_FROM`] bytes, or [`HUGE_FROM_EACH`] for each thread, so that what is not needed yet stays a small
 //! part of it.
 //!
 //! Private memory is advised, and the system does the rest when it is touched. Shared memory obeys
@@ -28,6 +28,8 @@ pub(crate) const HUGE_FROM: u64 = 64 << 20;
 /// And so many for each of its thread blocks but the first [`FEW_BLOCKS`]: many threads have many slabs, each of
 /// which is used a little.
 const HUGE_FROM_EACH: u64 = 32 << 20;
+/// Chunks that are made huge in one call: it waits for every processor once, and one that fails is the last.
+const AT_ONCE: u32 = 8;
 /// What a program with two threads has, beside them: its first thread's block, and one for those that have none.
 const FEW_BLOCKS: u64 = 2;
 
@@ -37,9 +39,9 @@ const FEW_BLOCKS: u64 = 2;
 pub enum HugePages {
     /// Nothing.
     Never,
-    /// What a process takes past its first 64 MiB (32 MiB a thread, where it has more than two), the whole
-    /// chunks (4 MiB) of large blocks in private memory, and large blocks in shared memory (2 MiB at a time)
-    /// where the process uses such blocks to their ends.
+    /// What a process takes past its first 64 MiB (where it has more than four thread blocks, 32 MiB for each but
+    /// two), the whole chunks (4 MiB) of large blocks in private memory, and large blocks in memfds (2 MiB at a
+    /// time) where the process uses such blocks to their ends.
     #[default]
     LargeHeaps,
     /// Everything that the system's settings allow: shared memory is mostly exempt by them
@@ -54,6 +56,8 @@ pub enum HugePages {
 pub(super) struct Touches {
     /// How many in a row had.
     whole: AtomicU32,
+    /// Pages of the largest of those.
+    largest: AtomicU32,
     /// Blocks that were expected to.
     expected: AtomicU32,
     /// Blocks that have not shown it yet: first chunk + 1 in the upper half, pages in the lower; 0 for none.
@@ -70,24 +74,27 @@ impl Touches {
     /// Pages that are looked at, the first and the last among them.
     const LOOKS: usize = 8;
 
-    /// Whether the next block is to have its memory at once.
-    fn expect_whole(&self) -> bool {
+    /// Whether the next block is to have its memory at once: not if it is larger than all that have shown it,
+    /// as one that grows is, or one that is a table for what comes.
+    fn expect_whole(&self, pages: u32) -> bool {
         self.whole.load(Relaxed) >= Self::ENOUGH
+            && self.largest.load(Relaxed) >= pages
             && self.expected.fetch_add(1, Relaxed) % Self::ASKED != Self::ASKED - 1
     }
 
-    fn note(&self, whole: bool) {
-        let now = if whole { self.whole.load(Relaxed).saturating_add(1) } else { 0 };
-        self.whole.store(now, Relaxed);
+    /// A block of so many pages has shown it, or that it is otherwise.
+    fn note(&self, pages: u32, whole: bool) {
+        let (before, largest) = (self.whole.load(Relaxed), self.largest.load(Relaxed));
+        self.whole.store(if whole { before.saturating_add(1) } else { 0 }, Relaxed);
+        self.largest.store(if whole { largest.max(pages) } else { 0 }, Relaxed);
     }
 
     /// A block that will show it. If there are too many, the oldest has had its time.
-    fn open(&self, first: ChunkIdx, bytes: usize) {
+    fn open(&self, first: ChunkIdx, pages: u32) {
         let turn = self.next.fetch_add(1, Relaxed) as usize % self.open.len();
-        let pages = (bytes / PAGE).min(u32::MAX as usize) as u64;
-        let oldest = self.open[turn].swap((u64::from(first.0) + 1) << 32 | pages, Relaxed);
-        if oldest != 0 {
-            self.note(false);
+        let block = (u64::from(first.0) + 1) << 32 | u64::from(pages);
+        if self.open[turn].swap(block, Relaxed) != 0 {
+            self.note(0, false);
         }
     }
 }
@@ -123,7 +130,12 @@ impl RegionHeap {
                 let _ =
                     if want { os::advise_huge(at, CHUNK) } else { os::advise_ordinary(at, CHUNK) };
             }
-        } else if want && entry.dirty.load(Relaxed) == 0 && !self.huge_refused.load(Relaxed) {
+        } else if want
+            // A region inside another may begin anywhere: half a huge page is none.
+            && at.is_multiple_of(HUGE_PAGE)
+            && entry.dirty.load(Relaxed) == 0
+            && !self.huge_refused.load(Relaxed)
+        {
             // Before there is memory, which nobody would give back if the process died here.
             entry.dirty.store(u64::MAX, Relaxed);
             match os::populate_huge(at, CHUNK) {
@@ -158,7 +170,8 @@ impl RegionHeap {
     pub(super) fn choose_large_pages(&self, first: ChunkIdx, bytes: usize) {
         let end = first.0 + bytes.div_ceil(CHUNK) as u32;
         let is_clean = |index: u32| self.chunk(ChunkIdx(index)).dirty.load(Relaxed) == 0;
-        if !self.region().is_shared()
+        if bytes < HUGE_PAGE
+            || !self.region().is_shared()
             || self.must_commit()
             || self.huge != HugePages::LargeHeaps
             || self.huge_refused.load(Relaxed)
@@ -172,22 +185,30 @@ impl RegionHeap {
                 self.close(place, block, true);
             }
         }
-        if !self.touches.expect_whole() {
-            return self.touches.open(first, bytes);
+        let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
+        if !self.touches.expect_whole(pages) {
+            // What it shows only counts if none of it was there before.
+            if (first.0..end).all(is_clean) {
+                self.touches.open(first, pages);
+            }
+            return;
         }
         let last = first.0 as usize * CHUNK + bytes / HUGE_PAGE * HUGE_PAGE;
         let mut at = first.0;
         while at < end {
-            let count = (at..end).take_while(|&index| is_clean(index)).count() as u32;
-            // Before there is memory, which nobody would give back if the process died here.
-            (at..at + count)
-                .for_each(|index| self.chunk(ChunkIdx(index)).dirty.store(u64::MAX, Relaxed));
+            let most = end.min(at + AT_ONCE);
+            let count = (at..most).take_while(|&index| is_clean(index)).count() as u32;
+            for index in at..at + count {
+                // Before there is memory, which nobody would give back if the process died here.
+                self.chunk(ChunkIdx(index)).dirty.store(u64::MAX, Relaxed);
+            }
             let start = at as usize * CHUNK;
             let len = (start + count as usize * CHUNK).min(last).saturating_sub(start);
-            if len > 0
-                && os::populate_huge(self.base().addr() + start, len) == Err(Error::Unsupported)
-            {
-                return self.huge_refused.store(true, Relaxed);
+            match os::populate_huge(self.base().addr() + start, len) {
+                Ok(()) => {}
+                Err(Error::Unsupported) => return self.huge_refused.store(true, Relaxed),
+                // None to be had now: ordinary ones will do.
+                Err(_) => return,
             }
             at += count.max(1);
         }
@@ -205,7 +226,7 @@ impl RegionHeap {
 
     fn close(&self, place: &AtomicU64, block: u64, whole: bool) {
         if place.compare_exchange(block, 0, Relaxed, Relaxed).is_ok() {
-            self.touches.note(whole);
+            self.touches.note(block as u32, whole);
         }
     }
 
@@ -235,6 +256,7 @@ mod tests {
     use super::super::liveness::Joining;
     use super::super::process::MAX_RUN;
     use super::*;
+    use crate::base::align_up;
     use crate::base::units::{GRANULE, MIB};
     use crate::region::{Backend, MemfdBackend, PosixMmap, Region, RegionOptions};
 
@@ -323,11 +345,14 @@ mod tests {
         }
         /// A block that had no memory, and how much of it has some now.
         fn take(&self) -> (GranuleIdx, usize) {
+            self.take_of(Self::SIZE)
+        }
+        fn take_of(&self, size: usize) -> (GranuleIdx, usize) {
             let heap = &self.heap;
             let (head, zeroed) =
-                heap.allocate_large(self.process, self.owner, Self::SIZE, 1, 0, false).unwrap();
+                heap.allocate_large(self.process, self.owner, size, 1, 0, false).unwrap();
             assert!(zeroed, "never used");
-            let found = os::resident(heap.granule_addr(head).addr(), Self::SIZE).unwrap();
+            let found = os::resident(heap.granule_addr(head).addr(), size).unwrap();
             (head, found)
         }
         fn touch(&self, head: GranuleIdx, bytes: usize) {
@@ -344,17 +369,25 @@ mod tests {
             assert!(self.heap.free_large(self.process, head));
             self.heap.trim(self.process);
         }
-        /// Of [`Touches::ASKED`] blocks, how many got memory at once. Where the system has no huge page left that
-        /// is a page for each that was asked for.
+        /// Of [`Touches::ASKED`] blocks, how many got all the memory at once that huge pages can be, where the
+        /// system has one left.
         fn at_once(&self) -> u32 {
             let took = |_: &u32| {
                 let (head, found) = self.take();
                 self.touch(head, Self::SIZE);
                 self.free(head);
-                found > 0
+                found == CHUNK || found > 0 && !has_huge_pages()
             };
             (0..Touches::ASKED).filter(took).count() as u32
         }
+    }
+
+    /// Whether the system has a huge page now for another memfd.
+    fn has_huge_pages() -> bool {
+        let options = RegionOptions::new().capacity(16 * MIB);
+        let region = MemfdBackend::create("", &options).unwrap();
+        let at = align_up(region.base().addr() + 4096, HUGE_PAGE).unwrap();
+        os::populate_huge(at, HUGE_PAGE).is_ok()
     }
 
     #[test]
@@ -392,6 +425,39 @@ mod tests {
             }
         }
         assert_eq!(test.heap.touches.expected.load(Relaxed), 0);
+    }
+
+    /// Small ones say nothing of larger ones: those may be tables that are never filled.
+    #[test]
+    fn larger_blocks_than_those_that_were_used_get_their_memory_by_and_by() {
+        let test = Large::new();
+        for _ in 0..4 {
+            let (head, _) = test.take();
+            test.touch(head, Large::SIZE);
+        }
+        let (large, found) = test.take_of(Large::SIZE + PAGE);
+        assert_eq!(found, 0);
+        test.touch(large, Large::SIZE + PAGE);
+        let (_, found) = test.take_of(Large::SIZE + PAGE);
+        assert!(found > 0 || test.heap.huge_refused.load(Relaxed), "it has shown itself");
+    }
+
+    /// A chunk that does not begin where a huge page may is not taken for one that has its memory.
+    #[test]
+    fn half_a_huge_page_is_none() {
+        let options = RegionOptions::new().capacity(256 * MIB);
+        let around = MemfdBackend::create("", &options).unwrap();
+        let inner = RegionOptions::new().capacity(200 * MIB);
+        // SAFETY: nobody else uses it.
+        let region = unsafe { around.nest((2 * MIB + GRANULE) as u64, &inner) }.unwrap();
+        assert!(!region.base().addr().is_multiple_of(HUGE_PAGE));
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let joining = Joining { max_blocks: 2, ..Joining::default() };
+        let process = heap.register(joining).unwrap();
+        let run = grow(&heap, process, HUGE_FROM + CHUNK as u64);
+        let (chunk, _) = RegionHeap::chunk_of(run);
+        assert_eq!(heap.chunk(chunk).full.load(Relaxed), 0);
+        assert_eq!(os::resident(heap.granule_addr(run).addr(), CHUNK), Ok(0));
     }
 
     /// What is used otherwise from now on is found out by those that are left to show it.

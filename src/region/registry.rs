@@ -3,7 +3,7 @@
 //! ```text
 //!  address >> 36 --> SLOTS[2048] --\
 //!  (odd addresses: the bits of ODD) +--> RECORDS[256]: base, len, id, descriptor, flags, count
-//!  id ------------> IDS[1024] -----/
+//!  id ------------> ids ------------/
 //! ```
 //!
 //! A region may lie inside another one (`nested`). It has a record of its own, no slot, and its bit in

@@ -200,6 +200,12 @@ const CASES: &[Case] = &[
                     // SAFETY: the victim's own block.
                     unsafe { block.write_bytes(1, 6 * MIB) };
                 }
+                // It is so: memory of a block that nobody has touched.
+                let block = alloc.resolve(OffsetPtr::new(get(alloc, 6 * MIB)));
+                let mut is_there = 0;
+                // SAFETY: one byte for the one page.
+                unsafe { libc::mincore(block.cast(), 1, &mut is_there) };
+                assert_eq!(is_there & 1, 1);
             };
             stepped(scene, two_in_use, |alloc, ()| use_it(get(alloc, 6 * MIB)));
         },

@@ -306,6 +306,9 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// any other error leaves some of the range as it was. The contents stay.
 pub(crate) fn populate_huge(base: usize, len: usize) -> Result<()> {
     let _errno = KeepErrno::new();
+    if len == 0 {
+        return Ok(());
+    }
     for start in (base..base + len).step_by(HUGE_PAGE) {
         // Of a range without any page there is nothing to collapse.
         commit(start, 1, None)?;
