@@ -13,6 +13,26 @@ fn main() {
     }
     if std::env::var_os("CARGO_FEATURE_C_API").is_some() && is("OS", "linux") && is("ENV", "gnu") {
         link_unwinder();
+        place_sections();
+    }
+}
+
+/// Has the linker put what every program runs close together; see the script. Only where it is the one
+/// that Rust comes with, or the system's: both know such scripts, others may not.
+fn place_sections() {
+    const SCRIPT: &str = "src/sections.ld";
+    println!("cargo::rerun-if-changed={SCRIPT}");
+    let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    if std::env::var_os("RUSTC_LINKER").is_some()
+        || ["fuse-ld", "linker"].iter().any(|word| flags.contains(word))
+    {
+        return;
+    }
+    let Ok(package) = std::env::var("CARGO_MANIFEST_DIR") else { return };
+    let script = Path::new(&package).join(SCRIPT);
+    // Segments begin where what the kernel maps at a time begins.
+    for word in ["-T", &script.to_string_lossy(), "-z", "max-page-size=65536"] {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,{word}");
     }
 }
 

@@ -25,6 +25,7 @@ use core::alloc::Layout;
 use core::ops::{Deref, DerefMut};
 use core::ptr;
 
+use super::places::{Places, SLOTS};
 use super::runs::RunCache;
 use crate::base::classes::{CLASSES, ClassId, MAX_SMALL, class_index, class_size};
 use crate::heap::thread::{BATCH, ThreadHeap};
@@ -106,6 +107,8 @@ pub(crate) struct Body {
     pub(crate) batch: [u8; CLASSES],
     /// Blocks of others that were freed while a class had no room.
     pub(crate) strangers: [u8; CLASSES],
+    /// Where the slots of each class are.
+    places: Places,
     /// Bytes that all bins have room for.
     room_bytes: usize,
     /// The next body in the pool of bodies without a thread.
@@ -132,7 +135,7 @@ pub(crate) struct Member {
 const MOST: usize = 16 * BATCH;
 
 /// Most blocks that a class's stack can hold.
-const fn capacity(class: usize) -> usize {
+pub(super) const fn capacity(class: usize) -> usize {
     let size = class_size(class);
     let fit = (256 << 10) / size;
     if fit > MOST {
@@ -154,30 +157,6 @@ static FIRST_BATCHES: [u8; CLASSES] = {
         class += 1;
     }
     batches
-};
-
-/// Index of the null slot of each class.
-static STARTS: [u16; CLASSES] = {
-    let mut starts = [0; CLASSES];
-    let mut class = 0;
-    let mut at = 0;
-    while class < CLASSES {
-        starts[class] = at as u16;
-        at += capacity(class) + 1;
-        class += 1;
-    }
-    assert!(at <= u16::MAX as usize, "slots have numbers of 16 bits");
-    starts
-};
-
-const SLOTS: usize = {
-    let mut class = 0;
-    let mut slots = 0;
-    while class < CLASSES {
-        slots += capacity(class) + 1;
-        class += 1;
-    }
-    slots
 };
 
 pub(crate) struct NullSlot([*mut u8; 1]);
@@ -357,6 +336,7 @@ impl ThreadCache {
         self.closed = closed;
         self.room_bytes = 0;
         self.strangers = [0; CLASSES];
+        self.places = Places::NEAR;
         // Not what the thread before needed: most threads are short, and need little.
         self.batch = FIRST_BATCHES;
         // The bins stay as they are until they get room. To look at a body's null slot before
@@ -384,9 +364,8 @@ impl ThreadCache {
     /// The null slot of a class.
     #[inline]
     pub(crate) fn start(&mut self, class: ClassId) -> *mut *mut u8 {
-        (&raw mut self.deref_mut().slots)
-            .cast::<*mut u8>()
-            .wrapping_add(STARTS[class.index()] as usize)
+        let start = self.places.start(class.index());
+        (&raw mut self.deref_mut().slots).cast::<*mut u8>().wrapping_add(start)
     }
     /// Whether a bin is still as a thread's bins start: empty and full, and of no place in the body.
     #[inline]
@@ -419,23 +398,30 @@ impl ThreadCache {
         let start = self.start(class);
         (self.bins[class.index() + 1].limit.addr() - start.addr()) / size_of::<*mut u8>()
     }
-    /// Lets a bin hold up to `room` blocks.
+    /// Lets a bin hold up to `room` blocks, no fewer than before.
     pub(crate) fn set_room(&mut self, class: ClassId, room: usize) {
-        let start = self.start(class);
+        let most = capacity(class.index());
+        let (had, len, size) = (self.room(class), self.len(class), class.size());
+        let before = self.start(class);
         if self.closed {
             // All of it at once: nothing is kept here but what somebody puts.
             if self.has_no_room(class) {
+                self.places.make_room(class.index(), most);
+                let start = self.start(class);
                 self.bins[class.index() + 1] = Bin { top: start, limit: ptr::null_mut() };
             }
             return;
         }
-        let room = room.min(capacity(class.index()));
-        let (had, size) = (self.room(class), class.size());
+        let room = room.min(most);
         self.room_bytes = self.room_bytes.wrapping_add(room * size).wrapping_sub(had * size);
-        if self.has_no_room(class) {
-            self.bins[class.index() + 1].top = start;
+        let moves = self.places.make_room(class.index(), room);
+        let start = self.start(class);
+        if moves && len > 0 {
+            // SAFETY: the bin's blocks, and a place for as many that nothing uses.
+            unsafe { ptr::copy_nonoverlapping(before.add(1), start.add(1), len) };
         }
-        self.bins[class.index() + 1].limit = start.wrapping_add(room);
+        self.bins[class.index() + 1] =
+            Bin { top: start.wrapping_add(len), limit: start.wrapping_add(room) };
     }
     /// Makes room for a free that found none: the first time a little, later twice as much, as
     /// long as all bins together stay within [`ROOM_BYTES`]. False where a bin has what it may: of a
@@ -565,6 +551,40 @@ mod tests {
                 assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(block)));
             }
             assert!(!push(cache, bin_offset(48), core::ptr::without_provenance_mut(1)));
+        }
+    }
+
+    /// A bin keeps what it has, and its order, wherever it has to move to get more room.
+    #[test]
+    fn bins_keep_their_blocks_when_they_move() {
+        let number = core::ptr::without_provenance_mut::<u8>;
+        for size in [8, 48, 700, 3000, 20_000] {
+            let cache = &mut cache(false);
+            let (class, neighbour) = (class_for(size), class_for(size + size / 8 + 8));
+            // The class is one that the thread allocates, too.
+            cache.batch[class.index()] += 1;
+            let mut count = 0;
+            cache.set_room(neighbour, 1);
+            cache.put(neighbour, number(7));
+            while cache.widen(class) {
+                while cache.len(class) < cache.room(class) {
+                    count += 1;
+                    cache.put(class, number(count));
+                }
+                // SAFETY: a cache of our own; the numbers are never followed.
+                assert!(!unsafe { push(cache, bin_offset(size), number(1)) });
+            }
+            assert_eq!(count, capacity(class.index()));
+            for block in (1..=count).rev() {
+                // SAFETY: as above.
+                assert_eq!(unsafe { pop(cache, bin_offset(size)) }.addr(), block);
+            }
+            // SAFETY: as above.
+            unsafe {
+                assert!(pop(cache, bin_offset(size)).is_null());
+                assert_eq!(pop(cache, bin_offset(neighbour.size())).addr(), 7);
+                assert!(pop(cache, bin_offset(neighbour.size())).is_null());
+            }
         }
     }
 

@@ -30,6 +30,7 @@ mod heap;
 mod join;
 mod large;
 mod leaks;
+mod places;
 mod runs;
 mod share;
 mod slow;
