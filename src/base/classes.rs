@@ -15,6 +15,9 @@ use super::units::{GRANULE, KIB};
 
 /// The largest size that a slab serves, in bytes.
 pub(crate) const MAX_SMALL: usize = 32 * KIB;
+/// The most blocks that a slab has. Those of 8 bytes take half of theirs: with bitmaps for twice as many,
+/// every slab's would be in memory for twice as many.
+pub(crate) const MAX_BLOCKS: usize = 4096;
 /// How many classes there are.
 pub(crate) const CLASSES: usize = 76;
 
@@ -121,10 +124,12 @@ static INFO: [Info; CLASSES] = {
         } else {
             4
         };
+        let fit = granules * GRANULE / size;
+        let blocks = if fit < MAX_BLOCKS { fit } else { MAX_BLOCKS };
         table[index] = Info {
             size: size as u16,
             granules: granules as u8,
-            blocks: (granules * GRANULE / size) as u16,
+            blocks: blocks as u16,
             reciprocal: (1u64 << 34).div_ceil(size as u64) as u32,
         };
         index += 1;

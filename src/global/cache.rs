@@ -42,8 +42,8 @@ pub(crate) const BINS: usize = 128;
 const FIRST_BYTES: usize = 16 << 10;
 /// Bytes of blocks that a bin ever has room for if its thread only frees such blocks, or so many
 /// blocks: what makes sending half of them home at a time worth it.
-const PASSING_BYTES: usize = 32 << 10;
-const PASSING_BLOCKS: usize = 16;
+const PASSING_BYTES: usize = 16 << 10;
+const PASSING_BLOCKS: usize = 8;
 /// Bytes of blocks that all bins of a thread may have room for, but for a few blocks a class.
 const ROOM_BYTES: usize = 1 << 20;
 
@@ -423,14 +423,18 @@ impl ThreadCache {
         self.bins[class.index() + 1] =
             Bin { top: start.wrapping_add(len), limit: start.wrapping_add(room) };
     }
+    /// Whether the thread has not allocated any blocks of the class yet.
+    #[inline]
+    pub(crate) fn only_frees(&self, class: ClassId) -> bool {
+        self.batch[class.index()] == FIRST_BATCHES[class.index()]
+    }
     /// Makes room for a free that found none: the first time a little, later twice as much, as
     /// long as all bins together stay within [`ROOM_BYTES`]. False where a bin has what it may: of a
     /// class that the thread only frees, no more than makes sending them home worth it.
     pub(crate) fn widen(&mut self, class: ClassId) -> bool {
         let room = self.room(class);
-        let only_frees = self.batch[class.index()] == FIRST_BATCHES[class.index()];
         let most = capacity(class.index());
-        let most = if only_frees {
+        let most = if self.only_frees(class) {
             most.min((PASSING_BYTES / class.size()).max(PASSING_BLOCKS))
         } else {
             most

@@ -212,7 +212,7 @@ impl Heap {
             return Err(Error::TableFull { slots: MAX_REGIONS });
         }
         let config = self.config();
-        // Tables take a thirtieth of a region; a large block needs whole chunks besides.
+        // Tables take a fiftieth of a region; a large block needs whole chunks besides.
         let wanted = size
             .checked_add(size / 16)
             .and_then(|size| align_up(size, CHUNK)?.checked_add(4 * CHUNK))

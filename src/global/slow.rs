@@ -148,7 +148,9 @@ pub(crate) unsafe fn overflow(block: *mut u8, offset: usize) {
             return;
         }
         if !cache.widen(class) {
-            flush_oldest(cache, class, room);
+            // What only passes through is not wanted here again.
+            let count = if cache.only_frees(class) { room } else { room.div_ceil(2) };
+            flush_oldest(cache, class, count);
         }
     }
     // SAFETY: there is room now.
@@ -166,16 +168,15 @@ fn free_joined(cache: &mut ThreadCache, class: ClassId, block: *mut u8) {
     }
     let room = cache.room(class);
     if cache.len(class) == room {
-        flush_oldest(cache, class, room);
+        flush_oldest(cache, class, room.div_ceil(2));
     }
     cache.put(class, block);
 }
 
-/// Sends the older half of a full bin back.
-fn flush_oldest(cache: &mut ThreadCache, class: ClassId, room: usize) {
-    let count = room.div_ceil(2);
+/// Sends the oldest `count` blocks of a bin back, which has at least so many.
+fn flush_oldest(cache: &mut ThreadCache, class: ClassId, count: usize) {
     let slots = cache.slots(class, count);
-    // SAFETY: the bin holds `room` blocks, and the flush does not touch the cache's slots.
+    // SAFETY: the bin holds `count` blocks, and the flush does not touch the cache's slots.
     flush(Some(cache), class, unsafe { &*slots });
     cache.drop_oldest(class, count);
 }

@@ -10,7 +10,7 @@
 //! recycled bitmap   1 bit a chunk
 //! granule map       [`Entry`] x granules                  4 B each
 //! slab descriptors  [`SlabDesc`] x granules               128 B each
-//! bit areas         [`BitArea`] x granules                2112 B each
+//! bit areas         [`BitArea`] x granules                1088 B each
 //! keepers           2 B x 32 bytes of data                4096 B each; only where asked for
 //! first granule     data, in chunks of 64 granules
 //! ```
@@ -721,5 +721,5 @@ const _: () = assert!(size_of::<ProcessBlock>() == 192);
 const _: () = assert!(size_of::<ThreadBlock>() == 64);
 const _: () = assert!(size_of::<ChunkEntry>() == 64);
 const _: () = assert!(size_of::<SlabDesc>() == 128);
-const _: () = assert!(size_of::<BitArea>() == 2112);
+const _: () = assert!(size_of::<BitArea>() == 1088);
 const _: () = assert!(size_of::<HeapHeader>() == 192);

@@ -14,7 +14,7 @@
 #![allow(unsafe_code)] // calls `purge` on memory that is nobody's
 
 use super::adopt::Worth;
-use super::chunk::ChunkEntry;
+use super::chunk::{ChunkEntry, Use};
 use super::granule::GranuleIdx;
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use crate::base::bits::{find_run, run_mask};
@@ -267,6 +267,22 @@ impl RegionHeap {
             // A partial chunk (behind the tables, or the region's last): kept for smaller runs.
         }
         Err(Error::OutOfMemory { requested: count as usize * GRANULE, available: 0 })
+    }
+
+    /// Takes the `count` granules from `first`, which the process had once, if they are free and its own still.
+    pub(crate) fn take_run_again(
+        &self,
+        process: ProcessSlot,
+        first: GranuleIdx,
+        count: u32,
+    ) -> Option<RunTaken> {
+        let (chunk, bit) = Self::chunk_of(first);
+        let guard = self.lock_process(process);
+        let mask = run_mask(bit, count);
+        let entry = self.chunk(chunk);
+        let warm = self.free_granules(chunk) & entry.dirty.load(Relaxed);
+        let is_there = entry.usage() == Use::Pages(process) && warm & mask == mask;
+        is_there.then(|| self.cut(&guard, process, chunk, bit, count))
     }
 
     /// Where `count` granules are free in one of the process's chunks: the tightest that is found fast, of

@@ -45,9 +45,13 @@ impl Reserve {
         self.heads[self.len] = head;
         self.len += 1;
     }
-    fn pop(&mut self) -> Option<GranuleIdx> {
+    /// Takes `wanted`, if it is here; otherwise the one that was kept last.
+    fn pop(&mut self, wanted: Option<GranuleIdx>) -> Option<GranuleIdx> {
         let len = self.len.checked_sub(1)?;
-        let head = *self.heads.get(len)?;
+        let found = self.kept().iter().position(|&head| Some(head) == wanted);
+        let place = found.unwrap_or(len);
+        let head = *self.heads.get(place)?;
+        self.heads.copy_within(place + 1..=len, place);
         self.len = len;
         Some(head)
     }
@@ -71,7 +75,7 @@ impl ThreadHeap {
         // In a damaged heap it may be here already.
         if !self.reserve.kept().contains(&slab.head) {
             slab.set_listing(Listing::Partial);
-            self.note_slab(slab.class, false);
+            self.note_no_slab(slab.class, slab.head);
             self.reserve.push(slab.head);
         }
     }
@@ -85,7 +89,7 @@ impl ThreadHeap {
         if class.slab_granules() != 1 {
             return None;
         }
-        let head = self.reserve.pop()?;
+        let head = self.reserve.pop(self.last_slab(class))?;
         let entry = heap.entry(head);
         if !entry.is_slab_of(self.id()) || entry.distance() != 0 {
             // So it is in a damaged heap only.
@@ -99,7 +103,7 @@ impl ThreadHeap {
         slab.init(slab.desc.committed.load(Relaxed).min(GRANULE as u32), false);
         heap.forget_dead_announcer(head);
         heap.set_entry(head, Entry::slab(self.id(), class, 0));
-        self.note_slab(class, true);
+        self.note_slab(class);
         Some(head)
     }
 

@@ -4,7 +4,7 @@
 //! SlabDesc (128 B, fixed place, one per granule; a slab uses its head granule's)
 //!   owner's line:  free | fresh | committed | zeroed, state | next, prev | bits[4]
 //!   others' line:  pending | remote_next | bits[4]
-//! BitArea (2112 B, fixed place): the same two bitmaps for slabs of more than 256 blocks
+//! BitArea (1088 B, fixed place): the same two bitmaps for slabs of more than 256 blocks
 //! ```
 //!
 //! The truth about a slab is in its two bitmaps and `fresh`:
@@ -21,14 +21,14 @@
 
 use super::granule::GranuleIdx;
 use super::layout::RegionHeap;
-use crate::base::classes::ClassId;
+use crate::base::classes::{ClassId, MAX_BLOCKS};
 use crate::base::units::GRANULE;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
 
 /// Words of a bitmap inside the descriptor.
 const INLINE_WORDS: usize = 4;
-/// Words of a bitmap in a [`BitArea`]: 8192 blocks of 8 bytes.
-const AREA_WORDS: usize = 128;
+/// Words of a bitmap in a [`BitArea`], as many as any slab has.
+const AREA_WORDS: usize = MAX_BLOCKS / 64;
 
 /// Blocks at or past `fresh` are known to be zero. Written before the slab is anybody's.
 const ZEROED: u32 = 1;
@@ -359,6 +359,15 @@ impl<'a> Slab<'a> {
         Some(block)
     }
 
+    /// Owner: whether the next `count` blocks take more of the slab than was committed so far.
+    #[inline]
+    pub(crate) fn would_reach_further(&self, count: u32) -> bool {
+        let more = count.saturating_sub(self.free_count());
+        let (fresh, blocks) = (self.fresh(), self.class.blocks());
+        let end = (fresh + more.min(blocks - fresh)) as usize * self.class.size();
+        more > 0 && fresh < blocks && end > self.desc.committed.load(Relaxed) as usize
+    }
+
     /// Owner: takes the next block that was never handed out, if it is committed and none is free.
     #[inline]
     pub(crate) fn take_fresh(&self) -> Option<u32> {
@@ -640,6 +649,42 @@ mod tests {
                 assert_eq!(gather(&[other]).0, (0, 0));
                 let rest = heap.granule_addr(head).wrapping_add(slab.bytes() as usize - 1);
                 assert_eq!(gather(&[rest]).0, (1, 1));
+            }
+        });
+    }
+
+    /// What others returned is handed out again before blocks on pages that nobody has touched, in slabs with
+    /// few blocks and with many; and the first pages are used up before anything is looked for.
+    #[test]
+    fn returned_blocks_come_before_untouched_pages() {
+        with_thread_heap(|heap, mut thread| {
+            for size in [48, 1000, 3000] {
+                let class = ClassId::new(class_index(size));
+                let mut out = vec![core::ptr::null_mut(); 2];
+                let mut blocks = Vec::new();
+                let (head, slab) = loop {
+                    let got = thread.allocate_batch(heap, class, &mut out).unwrap();
+                    blocks.extend_from_slice(&out[..got]);
+                    let at = blocks[0].addr() - heap.base().addr();
+                    let head = GranuleIdx((at / GRANULE) as u32);
+                    let slab = Slab::new(heap, head, class);
+                    if slab.would_reach_further(2) {
+                        break (head, slab);
+                    }
+                };
+                let fresh = slab.fresh();
+                assert_eq!(fresh as usize, blocks.len());
+                assert!((fresh + 2) as usize * size > slab.desc.committed.load(Relaxed) as usize);
+                for index in [1, 0] {
+                    assert!(heap.free_remote(head, class, thread.id(), 0, 1 << index));
+                }
+                assert_eq!(thread.allocate_batch(heap, class, &mut out), Ok(2));
+                let addresses = [slab.offset_of(1), slab.offset_of(0)];
+                assert_eq!(out, addresses.map(|at| heap.base().wrapping_add(at)));
+                assert_eq!((slab.fresh(), slab.free_count()), (fresh, 0));
+                // Nothing was returned since: now the slab goes on.
+                assert_eq!(thread.allocate_batch(heap, class, &mut out), Ok(2));
+                assert_eq!(slab.fresh(), fresh + 2);
             }
         });
     }

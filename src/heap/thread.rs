@@ -62,6 +62,8 @@ struct HeapBin {
     slabs: u32,
     /// Words of the current slab's bitmap before this one have no free block.
     hint: u32,
+    /// The slab that was given up last.
+    last: u32,
 }
 
 /// The private part of a thread block.
@@ -128,7 +130,7 @@ impl RegionHeap {
 impl ThreadHeap {
     /// The heap of a thread block that `process` holds.
     pub(crate) const fn new(id: BlockId, process: ProcessSlot) -> ThreadHeap {
-        let empty = HeapBin { current: 0, partial: 0, slabs: 0, hint: 0 };
+        let empty = HeapBin { current: 0, partial: 0, slabs: 0, hint: 0, last: 0 };
         let (spares, reserve) = (Spares::NONE, Reserve::NONE);
         ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0, spares, reserve }
     }
@@ -235,13 +237,22 @@ impl ThreadHeap {
         class: ClassId,
         out: &mut [*mut u8],
     ) -> Result<usize> {
-        let mut collected = false;
+        let (mut looked, mut collected) = (false, false);
         // Slabs of a sound list have free blocks, all of them; a damaged one ends some time.
         let mut patience = heap.granules();
         loop {
             let bin = self.bins[class.index()];
             if bin.current != 0 {
                 let slab = Slab::new(heap, GranuleIdx(bin.current - 1), class);
+                // Before memory that nobody has touched, what others returned.
+                if !looked
+                    && slab.would_reach_further(out.len() as u32)
+                    && heap.block(self.id).returned.load(Relaxed) != 0
+                {
+                    looked = true;
+                    self.collect_from(heap, |block| &block.returned);
+                    continue;
+                }
                 let got = Self::take(heap, &slab, out, bin.slabs);
                 if got > 0 {
                     return Ok(got);
@@ -367,7 +378,13 @@ impl ThreadHeap {
             return Ok(());
         }
         let granules = class.slab_granules();
-        let taken = heap.take_run(self.process, granules, 1, 0)?;
+        // Where it was before, it has the pages that the class needs, and no others.
+        let last = self.last_slab(class);
+        let again = last.and_then(|head| heap.take_run_again(self.process, head, granules));
+        let taken = match again {
+            Some(taken) => taken,
+            None => heap.take_run(self.process, granules, 1, 0)?,
+        };
         if let Err(error) = heap.commit_tables(taken.first, granules, uses_area(class)) {
             heap.return_untouched(self.process, taken, granules);
             return Err(error);
@@ -470,10 +487,21 @@ impl ThreadHeap {
         self.reserve_or_release(heap, slab);
     }
 
-    /// Counts a slab of a class in or out.
-    pub(super) fn note_slab(&mut self, class: ClassId, more: bool) {
-        let slabs = &mut self.bins[class.index()].slabs;
-        *slabs = if more { *slabs + 1 } else { slabs.saturating_sub(1) };
+    /// Counts a slab of a class in.
+    pub(super) fn note_slab(&mut self, class: ClassId) {
+        self.bins[class.index()].slabs += 1;
+    }
+
+    /// Counts a slab of a class out.
+    pub(super) fn note_no_slab(&mut self, class: ClassId, head: GranuleIdx) {
+        let bin = &mut self.bins[class.index()];
+        bin.slabs = bin.slabs.saturating_sub(1);
+        bin.last = head.0 + 1;
+    }
+
+    /// The slab of a class that was counted out last.
+    pub(super) fn last_slab(&self, class: ClassId) -> Option<GranuleIdx> {
+        Some(GranuleIdx(self.bins[class.index()].last.checked_sub(1)?))
     }
 
     pub(super) fn release(&mut self, heap: &RegionHeap, slab: &Slab<'_>) {
@@ -481,7 +509,7 @@ impl ThreadHeap {
         for distance in 0..granules {
             heap.set_entry(GranuleIdx(slab.head.0 + distance), Entry::FREE);
         }
-        self.note_slab(slab.class, false);
+        self.note_no_slab(slab.class, slab.head);
         let bytes = granules as u64 * GRANULE as u64;
         heap.process(self.process).in_slabs.fetch_sub(bytes, Relaxed);
         let committed = slab.desc.committed.load(Relaxed);
