@@ -204,10 +204,14 @@ impl RegionHeap {
     /// word: one that a slot or a lock names is not taken, or a damaged lock would seem this
     /// process's own.
     fn fresh_number(&self) -> u32 {
+        // Whoever made the heap and is the first in it looks at no slot: each is a page of shared memory for
+        // every twenty, which to look at is to have.
+        let is_first = self.region().is_creator() && self.source().attached.load(Relaxed) == 0;
+        let last = if is_first { 0 } else { self.visitor().0 };
         let next = || self.source().attached.fetch_add(1, Relaxed) % NUMBERS + 1;
         let is_taken = |number: u32| {
             let holds = |slot| self.process(ProcessSlot(slot)).number.load(Relaxed) == number;
-            self.is_named_by_a_lock(number) || (0..=self.visitor().0).any(holds)
+            self.is_named_by_a_lock(number) || (0..=last).any(holds)
         };
         let mut number = next();
         // Fewer than so many can be taken.
