@@ -41,7 +41,7 @@ pub(crate) const BINS: usize = 128;
 /// Bytes of blocks that a bin has room for at first.
 const FIRST_BYTES: usize = 16 << 10;
 /// Bytes of blocks that a bin ever has room for if its thread only frees such blocks, or so many
-/// blocks: what makes sending half of them home at a time worth it.
+/// blocks: what makes sending them home at a time worth it. They all go, since none is wanted again.
 const PASSING_BYTES: usize = 16 << 10;
 const PASSING_BLOCKS: usize = 8;
 /// Bytes of blocks that all bins of a thread may have room for, but for a few blocks a class.

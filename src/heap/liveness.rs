@@ -405,7 +405,31 @@ mod tests {
     use super::*;
     use crate::base::AllocatorId;
     use crate::base::units::MIB;
-    use crate::region::Region;
+    use crate::region::{Backend, MemfdBackend, Region, RegionOptions};
+
+    /// Shared memory that is looked at is there: the first in a heap has the page of its own slot only.
+    #[test]
+    fn the_first_looks_at_no_other_slot() {
+        let region = MemfdBackend::create("", &RegionOptions::new().capacity(32 * MIB)).unwrap();
+        let token = region.token().unwrap();
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let table = |heap: &RegionHeap| {
+            let at = |slot| core::ptr::from_ref(heap.process(ProcessSlot(slot))).addr();
+            // The last slot is the estate's, which is looked at.
+            crate::os::resident(at(40), at(200) - at(40)).unwrap()
+        };
+        assert!(heap.process_slots() > 200);
+        let joining = Joining { max_blocks: 1, ..Joining::default() };
+        assert_eq!(heap.register(joining), Ok(ProcessSlot(0)));
+        assert_eq!(heap.process(ProcessSlot(0)).number.load(Relaxed), 1);
+        assert_eq!(table(&heap), 0);
+        // Whoever comes later takes no number that anybody has.
+        heap.source().attached.store(0, Relaxed);
+        let region = Region::attach_token(&token, &RegionOptions::new()).unwrap();
+        let mut second = RegionHeap::attach(region).unwrap();
+        let slot = second.register(joining).unwrap();
+        assert_eq!((slot, second.process(slot).number.load(Relaxed)), (ProcessSlot(1), 2));
+    }
 
     /// Its state says nothing: that nobody else is the visitor only the kernel's lock tells.
     #[test]

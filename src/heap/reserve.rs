@@ -174,6 +174,42 @@ mod tests {
         });
     }
 
+    /// A class gets the slab again that it had last, from the reserve or from the process's chunks; unless somebody
+    /// has it, or its memory was given back.
+    #[test]
+    fn slabs_go_where_their_class_had_one() {
+        with_thread_heap(|heap, thread| {
+            let mut thread = thread.keeping_slabs();
+            let (small, middle) = (ClassId::new(class_index(48)), ClassId::new(class_index(512)));
+            fill_and_free(heap, &mut thread, 512, 4);
+            let wanted = thread.reserve.kept()[0];
+            thread.note_slab(small);
+            thread.note_no_slab(small, wanted);
+            assert_ne!(thread.reserve.kept().last(), Some(&wanted));
+            assert_eq!(thread.take_reserved(heap, small), Some(wanted));
+            assert!(!thread.reserve.kept().contains(&wanted));
+            let process = thread.process();
+            assert!(heap.take_run_again(process, wanted, 1).is_none());
+            thread.reserve_or_release(heap, &Slab::new(heap, wanted, small));
+            thread.tidy(heap);
+            assert_eq!(in_slabs(heap, &thread), 0);
+            let block = thread.allocate_one(heap, small).unwrap();
+            assert_eq!(block, heap.granule_addr(wanted));
+            assert!(heap.take_run_again(process, wanted, 1).is_none());
+            // Another's, which is free.
+            let other = thread.last_slab(middle).unwrap();
+            assert_ne!(other, wanted);
+            let taken = heap.take_run_again(process, other, 1).unwrap();
+            assert!(taken.first == other && !taken.zeroed);
+            heap.return_run(process, other, 1, taken.committed);
+            heap.trim(process);
+            assert!(heap.take_run_again(process, other, 1).is_none());
+            assert_eq!(thread.free_group(heap, wanted, small, &[block]), (1, 0));
+            thread.tidy(heap);
+            verify(heap, core::iter::once(&thread)).unwrap();
+        });
+    }
+
     /// A block of a slab in reserve that is freed once more is refused, and the slab is kept once.
     #[test]
     fn blocks_of_kept_slabs_are_free() {
