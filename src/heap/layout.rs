@@ -44,7 +44,7 @@ use crate::sync::shm_lock::ShmLock;
 /// "hshmheap"
 const MAGIC: u64 = u64::from_le_bytes(*b"hshmheap");
 /// Changes whenever the meaning of any byte of the tables does.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 /// What the region header's `engine_kind` says of such a region.
 pub(crate) const ENGINE_KIND: u32 = 1;
 /// The same for a region with an in-band heap.

@@ -277,7 +277,7 @@ impl RegionHeap {
         count: u32,
     ) -> Option<RunTaken> {
         let (chunk, bit) = Self::chunk_of(first);
-        let guard = self.lock_process(process);
+        let guard = self.lock_process();
         let mask = run_mask(bit, count);
         let entry = self.chunk(chunk);
         let warm = self.free_granules(chunk) & entry.dirty.load(Relaxed);
