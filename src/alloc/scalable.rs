@@ -107,6 +107,10 @@ impl ScalablePageAllocator {
     pub fn reap(&self) -> usize {
         self.inner.reap()
     }
+    /// Whether a block is nobody's; see [`ThreadLocalAllocator::is_nobodys`].
+    pub fn is_nobodys(&self, block: OffsetPtr<u8>) -> Result<bool> {
+        self.inner.is_nobodys(block)
+    }
     /// Hands a block over; see [`ThreadLocalAllocator::transfer`].
     ///
     /// # Safety

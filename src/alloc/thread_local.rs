@@ -277,6 +277,23 @@ impl ThreadLocalAllocator {
         self.heap.reap(self.process).processes
     }
 
+    /// Whether a block is nobody's: handed over ([`Owner::Nobody`]) and not taken since, or left by a process
+    /// that dropped its handle.
+    ///
+    /// After a death that is what a program has to ask about a block of which its own books say that it was
+    /// changing hands: if it is nobody's, nobody else will ever find it. That it is live says less: it may
+    /// have gone with the dead process, and have been allocated anew by another.
+    ///
+    /// # Errors
+    /// As [`usable_size`](crate::Allocator::usable_size).
+    pub fn is_nobodys(&self, block: OffsetPtr<u8>) -> Result<bool> {
+        self.check_process()?;
+        let offset = usize::try_from(block.offset()).unwrap_or(usize::MAX);
+        let found = self.heap.find_block(offset)?;
+        self.heap.check_live(found)?;
+        Ok(self.heap.is_nobodys(offset, found))
+    }
+
     /// Hands a block over. What a process allocates belongs to it and is freed when it dies or
     /// [detaches](Self::shm_detach); a block of [`Owner::Nobody`] stays until somebody frees it, one
     /// that a process took over ([`Owner::ThisProcess`]) goes with that one.

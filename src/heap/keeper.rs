@@ -128,6 +128,20 @@ impl RegionHeap {
         self.keeper(offset).is_some_and(|word| word.load(Ordering::SeqCst) == slot.0 as u16 + 1)
     }
 
+    /// Whether the block at `offset` is nobody's: handed over, or left by a process that is gone.
+    pub(crate) fn is_nobodys(&self, offset: usize, block: Block) -> bool {
+        let (Block::Small { head, .. } | Block::Run { head, .. } | Block::Large { head }) = block;
+        let keeper = match self.keeper(offset) {
+            Some(word) if self.desc(head).is_kept() => word.load(Ordering::SeqCst),
+            _ => 0,
+        };
+        match keeper {
+            NOBODY => true,
+            0 => self.entry(head).owner() == self.estate_block(),
+            _ => false,
+        }
+    }
+
     /// Whether the block at `offset` is on its way to a name.
     pub(super) fn is_being_named(&self, offset: usize, block: Block) -> bool {
         let (Block::Small { head, .. } | Block::Run { head, .. } | Block::Large { head }) = block;

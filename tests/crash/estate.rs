@@ -190,6 +190,8 @@ fn come_and_go(seed: u64, turns: usize) {
         if turn % 64 == 0 {
             for block in &blocks {
                 check(&alloc, block.at, block.size);
+                let nobodys = alloc.is_nobodys(OffsetPtr::new(block.at));
+                assert_eq!(nobodys, Ok(block.whose.is_none()), "seed {seed}");
             }
             let report = alloc.verify().unwrap_or_else(|fault| panic!("{fault}, seed {seed}"));
             assert_eq!(report.blocks_in_use, blocks.len(), "seed {seed}");

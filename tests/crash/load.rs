@@ -23,8 +23,8 @@ impl Sized<'_> {
     fn size_word(&self, block: u64) -> *mut u64 {
         self.0.resolve(OffsetPtr::new(block)).cast::<u64>().wrapping_add(1)
     }
-    fn is_live(&self, block: u64) -> bool {
-        self.0.usable_size(OffsetPtr::new(block)).is_ok()
+    fn is_nobodys(&self, block: u64) -> bool {
+        self.0.is_nobodys(OffsetPtr::new(block)) == Ok(true)
     }
 }
 
@@ -81,7 +81,7 @@ fn run(kills: u32) {
         workers[dead].kill();
         ledger.stand_still(dead, u64::from(kill) + 1, |worker| workers[worker].has_failed());
         alloc.reap();
-        if let Some(flying) = ledger.strike_out(dead, |block| blocks.is_live(block)) {
+        if let Some(flying) = ledger.strike_out(dead, |block| blocks.is_nobodys(block)) {
             blocks.free(flying);
             flights += 1;
         }
@@ -100,7 +100,7 @@ fn run(kills: u32) {
     drop(workers);
     alloc.reap();
     let turns = ledger.turns();
-    ledger.clear(|block| blocks.is_live(block), |block| blocks.free(block));
+    ledger.clear(|block| blocks.is_nobodys(block), |block| blocks.free(block));
     free(&alloc, place.offset());
     alloc.trim();
     alloc.reap();

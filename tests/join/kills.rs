@@ -161,6 +161,9 @@ impl Heap {
     fn is_live(&self, block: u64) -> bool {
         self.alloc.usable_size(self.offset(block)).is_ok()
     }
+    fn is_nobodys(&self, block: u64) -> bool {
+        self.alloc.is_nobodys(self.offset(block)) == Ok(true)
+    }
     fn free(&self, block: u64) {
         check(block);
         // SAFETY: a block that is nobody's, which nobody uses.
@@ -189,7 +192,7 @@ fn run(kills: u64) {
         workers[dead].wait().unwrap();
         ledger.stand_still(dead, kill + 1, |worker| workers[worker].try_wait().unwrap().is_some());
         heap.alloc.reap();
-        if let Some(flying) = ledger.strike_out(dead, |block| heap.is_live(block)) {
+        if let Some(flying) = ledger.strike_out(dead, |block| heap.is_nobodys(block)) {
             heap.free(flying);
             flights += 1;
         }
@@ -214,7 +217,7 @@ fn run(kills: u64) {
     // Those that were killed first may have been reaped by those that were killed last.
     heap.alloc.reap();
     let turns = ledger.turns();
-    ledger.clear(|block| heap.is_live(block), |block| heap.free(block));
+    ledger.clear(|block| heap.is_nobodys(block), |block| heap.free(block));
     // SAFETY: nobody else is there any more.
     unsafe { heap.alloc.free_offset(CTX, place) }.unwrap();
     heap.alloc.trim();

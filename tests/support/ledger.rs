@@ -123,23 +123,24 @@ impl<const WORKERS: usize, const MAILBOXES: usize> Ledger<WORKERS, MAILBOXES> {
         owned.chain(&self.mailboxes).map(|word| word.load(SeqCst)).filter(|&block| block != 0)
     }
 
-    /// Strikes out what the dead one owned, which was reaped. Returns the block that was nobody's for
-    /// the moment, if it `is_live`: the application knows it, and frees it.
-    pub fn strike_out(&self, dead: usize, is_live: impl Fn(u64) -> bool) -> Option<u64> {
+    /// Strikes out what the dead one owned, which was reaped. Returns the block that it was sending or
+    /// receiving, if it `is_nobodys`: the application knows it, and frees it. (It may be another's by now,
+    /// who received it, or who got its memory when the dead one's was taken back.)
+    pub fn strike_out(&self, dead: usize, is_nobodys: impl Fn(u64) -> bool) -> Option<u64> {
         let entry = &self.workers[dead];
         entry.owned.iter().for_each(|word| word.store(0, SeqCst));
         let flying = entry.flight.swap(0, SeqCst);
-        (flying != 0 && is_live(flying) && self.entries().all(|block| block != flying))
+        (flying != 0 && is_nobodys(flying) && self.entries().all(|block| block != flying))
             .then_some(flying)
     }
 
     /// When all are dead, and reaped: frees what was in the mailboxes, and on its way.
-    pub fn clear(&self, is_live: impl Fn(u64) -> bool, free: impl Fn(u64)) {
+    pub fn clear(&self, is_nobodys: impl Fn(u64) -> bool, free: impl Fn(u64)) {
         let take = |word: &AtomicU64| Some(word.swap(0, SeqCst)).filter(|&block| block != 0);
         self.mailboxes.iter().filter_map(take).for_each(&free);
         // May have been in a mailbox.
         let flying = self.workers.iter().filter_map(|worker| take(&worker.flight));
-        flying.filter(|&block| is_live(block)).for_each(free);
+        flying.filter(|&block| is_nobodys(block)).for_each(free);
     }
 
     /// Of all workers together.
