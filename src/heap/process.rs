@@ -269,37 +269,20 @@ impl RegionHeap {
         Err(Error::OutOfMemory { requested: count as usize * GRANULE, available: 0 })
     }
 
-    /// Takes `count` granules for a slab whose class had its last one at `last`: there, if they are free and the
-    /// process's still; otherwise, where only its `start` will be used, granules of which no more was touched.
-    ///
-    /// A slab that is the only one of its class and thread mostly uses its first pages. Were they now where
-    /// another had all of its pages, and then that one where they were, every granule would have all its
-    /// pages some time.
-    pub(crate) fn take_run_like(
+    /// Takes the `count` granules from `first`, which the process had once, if they are free and its own still.
+    pub(crate) fn take_run_again(
         &self,
         process: ProcessSlot,
-        last: Option<GranuleIdx>,
+        first: GranuleIdx,
         count: u32,
-        start: bool,
     ) -> Option<RunTaken> {
-        if last.is_none() && !start {
-            return None;
-        }
+        let (chunk, bit) = Self::chunk_of(first);
         let guard = self.lock_process();
-        let again = last.map(Self::chunk_of).filter(|&(chunk, bit)| {
-            let entry = self.chunk(chunk);
-            let (warm, mask) = (entry.dirty.load(Relaxed), run_mask(bit, count));
-            entry.usage() == Use::Pages(process) && self.free_granules(chunk) & warm & mask == mask
-        });
-        let little = |chunk| {
-            let entry: &ChunkEntry = self.chunk(chunk);
-            let touched = entry.dirty.load(Relaxed) & !entry.full.load(Relaxed);
-            Some((chunk, self.fit_in(chunk, touched, count, 1)?))
-        };
-        let lists = self.process(process).lists.iter().filter(|_| start);
-        let found =
-            again.or_else(|| lists.filter_map(|list| self.listed(list).next()).find_map(little));
-        found.map(|(chunk, bit)| self.cut(&guard, process, chunk, bit, count))
+        let mask = run_mask(bit, count);
+        let entry = self.chunk(chunk);
+        let warm = self.free_granules(chunk) & entry.dirty.load(Relaxed);
+        let is_there = entry.usage() == Use::Pages(process) && warm & mask == mask;
+        is_there.then(|| self.cut(&guard, process, chunk, bit, count))
     }
 
     /// Where `count` granules are free in one of the process's chunks: the tightest that is found fast, of

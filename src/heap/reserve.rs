@@ -45,15 +45,11 @@ impl Reserve {
         self.heads[self.len] = head;
         self.len += 1;
     }
-    /// Takes `wanted`, if it is here; otherwise the last one that will do.
-    fn pop(
-        &mut self,
-        wanted: Option<GranuleIdx>,
-        will_do: impl Fn(GranuleIdx) -> bool,
-    ) -> Option<GranuleIdx> {
+    /// Takes `wanted`, if it is here; otherwise the one that was kept last.
+    fn pop(&mut self, wanted: Option<GranuleIdx>) -> Option<GranuleIdx> {
         let len = self.len.checked_sub(1)?;
         let found = self.kept().iter().position(|&head| Some(head) == wanted);
-        let place = found.or_else(|| self.kept().iter().rposition(|&head| will_do(head)))?;
+        let place = found.unwrap_or(len);
         let head = *self.heads.get(place)?;
         self.heads.copy_within(place + 1..=len, place);
         self.len = len;
@@ -93,10 +89,7 @@ impl ThreadHeap {
         if class.slab_granules() != 1 {
             return None;
         }
-        // A class's only slab mostly uses its first pages: it is not for one that has all of them.
-        let start = self.has_no_slab(class);
-        let is_little = |head| heap.desc(head).committed.load(Relaxed) < GRANULE as u32;
-        let head = self.reserve.pop(self.last_slab(class), |head| !start || is_little(head))?;
+        let head = self.reserve.pop(self.last_slab(class))?;
         let entry = heap.entry(head);
         if !entry.is_slab_of(self.id()) || entry.distance() != 0 {
             // So it is in a damaged heap only.
@@ -196,50 +189,24 @@ mod tests {
             assert_eq!(thread.take_reserved(heap, small), Some(wanted));
             assert!(!thread.reserve.kept().contains(&wanted));
             let process = thread.process();
-            assert!(heap.take_run_like(process, Some(wanted), 1, false).is_none());
+            assert!(heap.take_run_again(process, wanted, 1).is_none());
             thread.reserve_or_release(heap, &Slab::new(heap, wanted, small));
             thread.tidy(heap);
             assert_eq!(in_slabs(heap, &thread), 0);
             let block = thread.allocate_one(heap, small).unwrap();
             assert_eq!(block, heap.granule_addr(wanted));
-            assert!(heap.take_run_like(process, Some(wanted), 1, false).is_none());
+            assert!(heap.take_run_again(process, wanted, 1).is_none());
             // Another's, which is free.
             let other = thread.last_slab(middle).unwrap();
             assert_ne!(other, wanted);
-            let taken = heap.take_run_like(process, Some(other), 1, false).unwrap();
+            let taken = heap.take_run_again(process, other, 1).unwrap();
             assert!(taken.first == other && !taken.zeroed);
             heap.return_run(process, other, 1, taken.committed);
             heap.trim(process);
-            assert!(heap.take_run_like(process, Some(other), 1, false).is_none());
+            assert!(heap.take_run_again(process, other, 1).is_none());
             assert_eq!(thread.free_group(heap, wanted, small, &[block]), (1, 0));
             thread.tidy(heap);
             verify(heap, core::iter::once(&thread)).unwrap();
-        });
-    }
-
-    /// A class's only slab is not made where another had all of its pages while it can be elsewhere; its second is.
-    #[test]
-    fn the_only_slab_of_a_class_takes_no_full_granule() {
-        with_thread_heap(|heap, thread| {
-            let mut thread = thread.keeping_slabs();
-            fill_and_free(heap, &mut thread, 512, 3);
-            let [full, other] = thread.reserve.kept()[..] else { unreachable!("two are kept") };
-            heap.desc(other).committed.store(8192, Relaxed);
-            let (small, middle) = (ClassId::new(class_index(48)), ClassId::new(class_index(64)));
-            assert_eq!(thread.take_reserved(heap, small), Some(other));
-            assert_eq!(thread.take_reserved(heap, middle), None);
-            assert_eq!(thread.take_reserved(heap, small), Some(full));
-            let process = thread.process();
-            for (head, committed) in [(full, GRANULE as u32), (other, 8192)] {
-                thread.note_no_slab(small, head);
-                heap.set_entry(head, Entry::FREE);
-                heap.desc(head).committed.store(committed, Relaxed);
-            }
-            heap.return_slabs(process, &[full, other]);
-            assert!(heap.take_run_like(process, None, 1, false).is_none());
-            let first = |start| heap.take_run_like(process, None, 1, start).map(|run| run.first);
-            assert_eq!((first(true), first(true)), (Some(other), None));
-            assert_eq!(heap.take_run(process, 1, 1, 0).map(|run| run.first), Ok(full));
         });
     }
 

@@ -379,8 +379,9 @@ impl ThreadHeap {
         }
         let granules = class.slab_granules();
         // Where it was before, it has the pages that the class needs, and no others.
-        let (last, start) = (self.last_slab(class), self.has_no_slab(class));
-        let taken = match heap.take_run_like(self.process, last, granules, start) {
+        let last = self.last_slab(class);
+        let again = last.and_then(|head| heap.take_run_again(self.process, head, granules));
+        let taken = match again {
             Some(taken) => taken,
             None => heap.take_run(self.process, granules, 1, 0)?,
         };
@@ -496,11 +497,6 @@ impl ThreadHeap {
         let bin = &mut self.bins[class.index()];
         bin.slabs = bin.slabs.saturating_sub(1);
         bin.last = head.0 + 1;
-    }
-
-    /// Whether a class has no slab, but perhaps in the reserve.
-    pub(super) fn has_no_slab(&self, class: ClassId) -> bool {
-        self.bins[class.index()].slabs == 0
     }
 
     /// The slab of a class that was counted out last.
