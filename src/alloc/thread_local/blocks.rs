@@ -109,19 +109,9 @@ impl ThreadLocalAllocator {
         let double = Error::DoubleFree { offset: offset as u64 };
         match block {
             Block::Small { head, class, index, owner } => {
-                let own = self.local_of(owner).and_then(|local| {
-                    local.with(|slot| {
-                        // The slab may have changed hands before the lock was taken.
-                        if self.heap.find_block(offset)? != block {
-                            return Err(Error::NotABlock { offset: offset as u64 });
-                        }
-                        let freed = slot
-                            .as_mut()
-                            .is_some_and(|thread| thread.free_live(&self.heap, head, class, index));
-                        if freed { Ok(()) } else { Err(double) }
-                    })
-                });
-                if let Some(done) = own {
+                let free =
+                    |thread: &mut ThreadHeap| thread.free_live(&self.heap, head, class, index);
+                if let Some(done) = self.free_under_lock(offset, block, owner, free) {
                     return done;
                 }
                 if !self.heap.return_block(head, class, owner, index) {
@@ -129,19 +119,8 @@ impl ThreadLocalAllocator {
                 }
             }
             Block::Run { head, owner, .. } => {
-                let own = self.local_of(owner).and_then(|local| {
-                    local.with(|slot| {
-                        // It may have been given up before the lock was taken.
-                        if self.heap.find_block(offset)? != block {
-                            return Err(Error::NotABlock { offset: offset as u64 });
-                        }
-                        let freed = slot
-                            .as_mut()
-                            .is_some_and(|thread| thread.free_own_run(&self.heap, head));
-                        if freed { Ok(()) } else { Err(double) }
-                    })
-                });
-                if let Some(done) = own {
+                let free = |thread: &mut ThreadHeap| thread.free_own_run(&self.heap, head);
+                if let Some(done) = self.free_under_lock(offset, block, owner, free) {
                     return done;
                 }
                 if !self.heap.return_foreign_run(head, owner) {
@@ -155,6 +134,25 @@ impl ThreadLocalAllocator {
             }
         }
         Ok(())
+    }
+
+    /// Frees a block with the heap of the thread block that owns it; `None` where that is not this process's, or
+    /// somebody's own.
+    fn free_under_lock(
+        &self,
+        offset: usize,
+        block: Block,
+        owner: BlockId,
+        free: impl FnOnce(&mut ThreadHeap) -> bool,
+    ) -> Option<Result<()>> {
+        self.local_of(owner)?.with(|slot| {
+            // It may have changed hands, or been given up, before the lock was taken.
+            if self.heap.find_block(offset)? != block {
+                return Err(Error::NotABlock { offset: offset as u64 });
+            }
+            let freed = slot.as_mut().is_some_and(free);
+            if freed { Ok(()) } else { Err(Error::DoubleFree { offset: offset as u64 }) }
+        })
     }
 
     /// Tries to make a block hold `size` bytes where it lies.
