@@ -53,6 +53,13 @@ impl Machine {
     }
 }
 
+/// Bytes that programs can still have.
+pub(crate) fn available_memory() -> usize {
+    let text = field("/proc/meminfo", "MemAvailable").unwrap_or_default();
+    let kib = text.split_whitespace().next().and_then(|n| n.parse().ok());
+    kib.map_or(0, |kib: usize| kib.saturating_mul(1024))
+}
+
 /// Cargo's copies of the packages that it has built.
 pub(crate) fn cargo_sources() -> Option<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
