@@ -18,8 +18,8 @@
 use super::granule::GranuleIdx;
 use super::layout::{ChunkIdx, ProcessSlot, RegionHeap};
 use super::process::ProcessBlock;
-use crate::base::Error;
 use crate::base::units::{CHUNK, PAGE};
+use crate::base::{Error, Result};
 use crate::os::{self, HUGE_PAGE};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -47,6 +47,38 @@ pub enum HugePages {
     /// Everything that the system's settings allow: shared memory is mostly exempt by them
     /// (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).
     Always,
+}
+
+/// How often in a row the system refused to collapse shared memory: it says so of what it never will, and of what
+/// it cannot just now, for want of room in a file system or in its own tables. Where it did so a few times it
+/// is asked seldom from then on, until it does it again.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(AtomicU32);
+
+impl Refusals {
+    /// So many in a row are meant for good, or nearly.
+    const ENOUGH: u32 = 4;
+    /// Then one wish in so many is one.
+    const SELDOM: u32 = 64;
+
+    /// Whether the system is worth asking. What is not asked counts as refused.
+    fn is_worth_it(&self) -> bool {
+        let refused = self.0.load(Relaxed);
+        refused < Self::ENOUGH || self.0.fetch_add(1, Relaxed).is_multiple_of(Self::SELDOM)
+    }
+
+    /// Notes the system's answer, which it gives back. Where there are just no huge pages to be had, that may
+    /// be otherwise the next time.
+    fn note(&self, answer: Result<()>) -> Result<()> {
+        match answer {
+            Ok(()) if self.0.load(Relaxed) != 0 => self.0.store(0, Relaxed),
+            Err(Error::Unsupported) => {
+                self.0.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+        answer
+    }
 }
 
 /// How a process uses its large blocks of shared memory: whether those that it took last, which had no memory and
@@ -134,15 +166,13 @@ impl RegionHeap {
             // A region inside another may begin anywhere: half a huge page is none.
             && at.is_multiple_of(HUGE_PAGE)
             && entry.dirty.load(Relaxed) == 0
-            && !self.huge_refused.load(Relaxed)
+            && self.refusals.is_worth_it()
         {
             // Before there is memory, which nobody would give back if the process died here.
             entry.dirty.store(u64::MAX, Relaxed);
-            match os::populate_huge(at, CHUNK) {
-                Ok(()) => entry.full.store(u64::MAX, Relaxed),
-                Err(Error::Unsupported) => self.huge_refused.store(true, Relaxed),
-                // None to be had now.
-                Err(_) => {}
+            // Where none are to be had, ordinary ones come as they are touched.
+            if self.refusals.note(os::populate_huge(at, CHUNK)).is_ok() {
+                entry.full.store(u64::MAX, Relaxed);
             }
         }
     }
@@ -174,7 +204,6 @@ impl RegionHeap {
             || !self.region().is_shared()
             || self.must_commit()
             || self.huge != HugePages::LargeHeaps
-            || self.huge_refused.load(Relaxed)
             || !(first.0..end).any(is_clean)
         {
             return;
@@ -193,6 +222,9 @@ impl RegionHeap {
             }
             return;
         }
+        if !self.refusals.is_worth_it() {
+            return;
+        }
         let last = first.0 as usize * CHUNK + bytes / HUGE_PAGE * HUGE_PAGE;
         let mut at = first.0;
         while at < end {
@@ -204,11 +236,10 @@ impl RegionHeap {
             }
             let start = at as usize * CHUNK;
             let len = (start + count as usize * CHUNK).min(last).saturating_sub(start);
-            match os::populate_huge(self.base().addr() + start, len) {
-                Ok(()) => {}
-                Err(Error::Unsupported) => return self.huge_refused.store(true, Relaxed),
-                // None to be had now: ordinary ones will do.
-                Err(_) => return,
+            let populate = || os::populate_huge(self.base().addr() + start, len);
+            // Where none are to be had, ordinary ones will do.
+            if len > 0 && self.refusals.note(populate()).is_err() {
+                return;
             }
             at += count.max(1);
         }
@@ -286,7 +317,7 @@ mod tests {
             assert_eq!(os::resident(at, CHUNK), Ok(CHUNK));
             assert_eq!(entry.dirty.load(Relaxed), u64::MAX);
         } else if shared {
-            assert!(heap.huge_refused.load(Relaxed), "it is only not done where it cannot be");
+            assert!(!has_huge_pages(), "it is only not done where it cannot be");
         } else {
             assert_eq!(entry.huge.load(Relaxed), 1);
         }
@@ -305,6 +336,69 @@ mod tests {
         assert_eq!((entry.dirty.load(Relaxed) | entry.full.load(Relaxed)) & mask, 0);
         let start = at + bit as usize * GRANULE;
         assert_eq!(os::resident(start, MAX_RUN as usize * GRANULE), Ok(0));
+    }
+
+    /// What the system refuses now it may not refuse later; what it always refuses it is asked for seldom.
+    #[test]
+    fn a_refusal_is_not_for_good() {
+        let options = RegionOptions::new().capacity(512 * MIB);
+        let region = MemfdBackend::create("", &options).unwrap();
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let process = heap.register(Joining { max_blocks: 1, ..Joining::default() }).unwrap();
+        grow(&heap, process, HUGE_FROM);
+        let (base, len) = (heap.base().addr(), heap.region().len());
+        // A chunk that is asked for has memory, or may have.
+        let next = || {
+            let run = grow(&heap, process, heap.process(process).owns() + CHUNK as u64);
+            let entry = heap.chunk(RegionHeap::chunk_of(run).0);
+            (entry.dirty.load(Relaxed) == u64::MAX, entry.full.load(Relaxed) == u64::MAX)
+        };
+        for _ in 0..2 {
+            // Here the system says what it says of memory that never has huge pages.
+            os::advise_ordinary(base, len).unwrap();
+            for _ in 1..Refusals::ENOUGH {
+                assert_eq!(next(), (true, false));
+            }
+            os::advise_huge(base, len).unwrap();
+            let given = || {
+                let (asked, given) = next();
+                assert!(asked);
+                given
+            };
+            if !(0..3).any(|_| given()) {
+                assert!(!has_huge_pages());
+                return;
+            }
+        }
+        os::advise_ordinary(base, len).unwrap();
+        let asked = (0..3 * Refusals::ENOUGH).filter(|_| next().0).count() as u32;
+        assert_eq!(asked, Refusals::ENOUGH);
+    }
+
+    #[test]
+    fn refusals_in_a_row_make_wishes_seldom() {
+        let refusals = Refusals::default();
+        let refused = Err(Error::Unsupported);
+        // That there is none just now is no refusal.
+        for _ in 0..2 * Refusals::ENOUGH {
+            let none = Err(Error::OutOfMemory { requested: CHUNK, available: 0 });
+            assert!(refusals.is_worth_it() && refusals.note(none) == none);
+        }
+        let mut asked = 0;
+        for _ in 0..4 * Refusals::SELDOM {
+            if refusals.is_worth_it() {
+                assert_eq!(refusals.note(refused), refused);
+                asked += 1;
+            }
+        }
+        assert!((Refusals::ENOUGH + 3..=Refusals::ENOUGH + 4).contains(&asked), "{asked}");
+        while !refusals.is_worth_it() {}
+        assert_eq!(refusals.note(Ok(())), Ok(()));
+        assert!(
+            (0..Refusals::ENOUGH)
+                .all(|_| { refusals.is_worth_it() && refusals.note(refused).is_err() })
+        );
+        assert!(!refusals.is_worth_it());
     }
 
     /// What is large for one thread is not for many, of which each has a few chunks.
@@ -404,9 +498,8 @@ mod tests {
                 }
             }
             let found = test.at_once();
-            let refused = test.heap.huge_refused.load(Relaxed);
             assert!(
-                found == Touches::ASKED - 1 || refused,
+                found == Touches::ASKED - 1 || !has_huge_pages(),
                 "{found}: it is only not done where it cannot be"
             );
         }
@@ -439,7 +532,7 @@ mod tests {
         assert_eq!(found, 0);
         test.touch(large, Large::SIZE + PAGE);
         let (_, found) = test.take_of(Large::SIZE + PAGE);
-        assert!(found > 0 || test.heap.huge_refused.load(Relaxed), "it has shown itself");
+        assert!(found > 0 || !has_huge_pages(), "it has shown itself");
     }
 
     /// A chunk that does not begin where a huge page may is not taken for one that has its memory.

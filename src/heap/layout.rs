@@ -29,7 +29,7 @@ use core::ptr::NonNull;
 
 use super::chunk::ChunkEntry;
 use super::granule::{BlockId, Entry, GranuleIdx};
-use super::huge::{HugePages, Touches};
+use super::huge::{HugePages, Refusals, Touches};
 use super::liveness::Own;
 use super::process::ProcessBlock;
 use super::slab::{BitArea, SlabDesc};
@@ -228,8 +228,8 @@ pub(crate) struct RegionHeap {
     /// Protects what this process owns of the region.
     pub(super) process_lock: RawLock,
     pub(super) huge: HugePages,
-    /// The system has shown that it gives this memory no huge pages.
-    pub(super) huge_refused: AtomicBool,
+    /// How the system takes wishes for huge pages of this memory.
+    pub(super) refusals: Refusals,
     pub(super) touches: Touches,
     /// The system refused to commit pages lately.
     short: AtomicBool,
@@ -421,7 +421,7 @@ impl RegionHeap {
             temporary: header.temporary == 1,
             process_lock: RawLock::new(),
             huge: HugePages::LargeHeaps,
-            huge_refused: AtomicBool::new(false),
+            refusals: Refusals::default(),
             touches: Touches::default(),
             short: AtomicBool::new(false),
             own: Own::default(),

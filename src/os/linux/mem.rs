@@ -258,20 +258,32 @@ pub(crate) fn commit_needs_file() -> bool {
     !can_populate()
 }
 
-/// Whether the kernel knows `MADV_POPULATE_WRITE` (5.14): it looks at the advice before it sees
-/// that there is nothing to do.
+/// Whether the kernel knows `MADV_POPULATE_WRITE` (5.14).
 fn can_populate() -> bool {
     static ANSWER: AtomicU32 = AtomicU32::new(NOT_ASKED);
-    const NOT_ASKED: u32 = 0;
+    knows(libc::MADV_POPULATE_WRITE, &ANSWER)
+}
+
+/// Whether it knows `MADV_COLLAPSE` (6.1).
+fn can_collapse() -> bool {
+    static ANSWER: AtomicU32 = AtomicU32::new(NOT_ASKED);
+    knows(libc::MADV_COLLAPSE, &ANSWER)
+}
+
+const NOT_ASKED: u32 = 0;
+
+/// Whether the kernel knows an advice, which it is asked once: it looks at that before it sees that there is
+/// nothing to do.
+fn knows(advice: libc::c_int, known: &AtomicU32) -> bool {
     const NO: u32 = 1;
     const YES: u32 = 2;
-    let mut answer = ANSWER.load(Ordering::Relaxed);
+    let mut answer = known.load(Ordering::Relaxed);
     if answer == NOT_ASKED {
         let _errno = KeepErrno::new();
         // SAFETY: an empty range.
-        let result = unsafe { libc::madvise(at(page_size()), 0, libc::MADV_POPULATE_WRITE) };
+        let result = unsafe { libc::madvise(at(page_size()), 0, advice) };
         answer = if result == 0 { YES } else { NO };
-        ANSWER.store(answer, Ordering::Relaxed);
+        known.store(answer, Ordering::Relaxed);
     }
     answer == YES
 }
@@ -302,13 +314,17 @@ pub(crate) fn advise_huge(base: usize, len: usize) -> Result<()> {
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Puts huge pages behind a range of shared memory, now, whatever the setting for shared memory is.
-/// [`Error::Unsupported`] where this system never will (before Linux 6.1, or not for this file);
-/// any other error leaves some of the range as it was. The contents stay.
+/// [`Error::Unsupported`] where the kernel does not know how (before Linux 6.1), with nothing done, or says that
+/// it is not to be tried again: mostly for good, as for most files; but a full `tmpfs` is told the same.
+/// Any other error leaves some of the range as it was. The contents stay.
 pub(crate) fn populate_huge(base: usize, len: usize) -> Result<()> {
-    let _errno = KeepErrno::new();
     if len == 0 {
         return Ok(());
     }
+    if !can_collapse() {
+        return Err(Error::Unsupported);
+    }
+    let _errno = KeepErrno::new();
     for start in (base..base + len).step_by(HUGE_PAGE) {
         // Of a range without any page there is nothing to collapse.
         commit(start, 1, None)?;
