@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use hshm::{
     Allocator, Backend, HeapReport, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Owner, Region,
-    RegionOptions, Roots, ThreadLocalAllocator,
+    RegionOptions, Roots, ThreadLocalAllocator, align_down,
 };
 
 use super::support::turn;
@@ -116,6 +116,25 @@ const VICTIM: &str = "victim";
 /// The victim dies with it.
 fn use_it(_block: u64) {}
 
+/// Whether there is memory where a block begins.
+fn has_memory(block: *mut u8) -> bool {
+    let mut is_there = 0;
+    // SAFETY: one byte for the one page.
+    unsafe { libc::mincore(block.cast(), 1, &mut is_there) };
+    is_there & 1 == 1
+}
+
+/// Bytes of a region from `start` on that are in memory, whoever touched them.
+fn resident(region: &Region, start: usize) -> usize {
+    const PAGE: usize = 4096;
+    let (from, len) = (region.base().wrapping_add(start), region.len() - start);
+    let mut pages = vec![0u8; len / PAGE];
+    // SAFETY: the region's pages, and a byte for each.
+    let found = unsafe { libc::mincore(from.cast(), len, pages.as_mut_ptr()) };
+    assert_eq!(found, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|&&page| page & 1 == 1).count() * PAGE
+}
+
 fn some_of_each(alloc: &ThreadLocalAllocator) {
     for size in [100, 40 * KIB, 300 * KIB, 6 * MIB] {
         use_it(get(alloc, size));
@@ -200,14 +219,12 @@ const CASES: &[Case] = &[
                     // SAFETY: the victim's own block.
                     unsafe { block.write_bytes(1, 6 * MIB) };
                 }
-                // It is so: memory of a block that nobody has touched.
-                let block = alloc.resolve(OffsetPtr::new(get(alloc, 6 * MIB)));
-                let mut is_there = 0;
-                // SAFETY: one byte for the one page.
-                unsafe { libc::mincore(block.cast(), 1, &mut is_there) };
-                assert_eq!(is_there & 1, 1);
             };
-            stepped(scene, two_in_use, |alloc, ()| use_it(get(alloc, 6 * MIB)));
+            stepped(scene, two_in_use, |alloc, ()| {
+                let block = alloc.resolve(OffsetPtr::new(get(alloc, 6 * MIB)));
+                // It is so: memory of a block that nobody has touched.
+                assert!(has_memory(block));
+            });
         },
         ..PLAIN
     },
@@ -410,6 +427,9 @@ struct Home {
     alloc: ThreadLocalAllocator,
     own: Vec<u64>,
     before: (usize, usize),
+    /// Where data begins, behind the tables, and bytes of it in memory.
+    data: usize,
+    had: usize,
 }
 
 impl Home {
@@ -417,13 +437,15 @@ impl Home {
         let region = MemfdBackend::create("", &RegionOptions::new().capacity(96 * MIB)).unwrap();
         // Few slots: to look through many is the same instructions again.
         let alloc = ThreadLocalAllocator::shm_init_with(region.clone(), 8).unwrap();
-        let own = [50, 5000, 100 * KIB, 5 * MIB].map(|size| allocate(&alloc, CTX, size)).into();
+        let own = [50, 5000, 100 * KIB, 5 * MIB].map(|size| allocate(&alloc, CTX, size));
         if case.roots != Names::Fresh {
             Roots::of(&alloc).publish("survivor", 1u64).unwrap();
         }
         alloc.trim();
         let before = blocks(&alloc.verify().unwrap());
-        Home { region, alloc, own, before }
+        let data = align_down(own[0].min(own[1]) as usize, 64 * KIB);
+        let had = resident(&region, data);
+        Home { region, alloc, own: own.into(), before, data, had }
     }
 
     /// Blocks of somebody who is gone.
@@ -504,6 +526,10 @@ impl Home {
         });
         let now = blocks(&report);
         assert_eq!(now, self.before, "{}: killed after {count} instructions", case.name);
+        // Nor is there memory that nobody knows of.
+        let (had, has) = (self.had, resident(&self.region, self.data));
+        let context = format!("{}: killed after {count} instructions", case.name);
+        assert!(has < had + MIB, "{context}: {has} bytes in memory, {had} before");
         lived
     }
 
