@@ -451,6 +451,42 @@ mod tests {
         });
     }
 
+    /// A run that is to grow has what is kept behind it given up, as far as it wants to go, and nothing else.
+    #[test]
+    fn what_is_kept_makes_room_for_what_grows() {
+        const TWO: usize = 2 * GRANULE;
+        with_heap(|heap, thread| {
+            let runs: Vec<_> =
+                (0..6).map(|_| thread.allocate_run(heap, TWO, 1, 0).unwrap().0).collect();
+            assert!(runs.windows(2).all(|pair| pair[1].0 == pair[0].0 + 2), "{runs:?}");
+            let (process, owner, first) = (thread.process(), thread.id(), runs[0]);
+            let grows = |granules, size| heap.resize_run(process, owner, first, granules, size);
+            // What is in use behind it stays, and so does what is kept elsewhere.
+            assert!(thread.free_own_run(heap, runs[4]));
+            assert!(!thread.make_room_behind(heap, first, 2, 2 * TWO) && !grows(2, 2 * TWO));
+            // One that is kept goes, also if it is not all that is needed.
+            assert!(thread.free_own_run(heap, runs[1]));
+            assert_eq!(thread.spares.kept, 4);
+            assert!(!grows(2, 2 * TWO));
+            assert!(thread.make_room_behind(heap, first, 2, 3 * TWO));
+            assert_eq!(thread.spares.kept, 2);
+            assert!(!grows(2, 3 * TWO) && grows(2, 2 * TWO));
+            assert_eq!(heap.run_granules(first), 4);
+            assert!(
+                (0..4).all(|at| { heap.entry(GranuleIdx(first.0 + at)) == Entry::run(owner, at) })
+            );
+            // Several, of which one is only half in the way.
+            assert!(thread.free_own_run(heap, runs[2]) && thread.free_own_run(heap, runs[3]));
+            assert!(thread.make_room_behind(heap, first, 4, 3 * TWO + GRANULE));
+            assert_eq!(thread.spares.kept, 2);
+            assert!(grows(4, 3 * TWO + GRANULE) && !grows(7, 5 * TWO));
+            assert!(thread.spares_are_sound(heap));
+            // No run is longer than the longest.
+            assert!(!thread.make_room_behind(heap, first, 7, (MAX_RUN as usize + 1) * GRANULE));
+            assert_eq!(thread.take_spare(heap, 2), Some(runs[4]));
+        });
+    }
+
     #[test]
     fn no_more_is_kept_than_was_once_used() {
         assert_eq!(Spares::NONE.room(0), 0);
