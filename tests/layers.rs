@@ -445,3 +445,43 @@ fn unsafe_code_is_opted_into_with_a_reason() {
     refused("os/a.rs", "#![allow(unsafe_code)]\nfn f() { unsafe { g() } }", "without a reason");
     refused("os/a.rs", "#![allow(unsafe_code)] // calls mmap\nfn f() {}", "has none");
 }
+
+/// The modules that the linker's script names (`4hshm4heap4slab`), each as a path of names.
+fn named_by_the_linker(script: &str) -> BTreeSet<Vec<String>> {
+    let mut found = BTreeSet::new();
+    for (at, crate_name) in script.match_indices("4hshm") {
+        let (mut rest, mut path) = (&script[at + crate_name.len()..], Vec::new());
+        while let Some(digits) = rest.find(|c: char| !c.is_ascii_digit()).filter(|&n| n > 0) {
+            let end = digits + rest[..digits].parse::<usize>().unwrap();
+            path.push(rest[digits..end].to_string());
+            rest = &rest[end..];
+        }
+        found.insert(path);
+    }
+    found
+}
+
+/// What is called otherwise from now on would be put somewhere else without a word.
+#[test]
+fn the_linker_knows_modules_that_there_are() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let named = named_by_the_linker(&fs::read_to_string(src.join("sections.ld")).unwrap());
+    assert!(named.len() > 20, "{named:?}");
+    let is_module = |path: &[String]| {
+        let place = src.join(path.join("/"));
+        place.is_dir() || place.with_extension("rs").is_file()
+    };
+    let is_there = |path: &[String]| match path.split_last() {
+        _ if is_module(path) => true,
+        // A function.
+        Some((name, module)) => {
+            let file = src.join(module.join("/")).with_extension("rs");
+            fs::read_to_string(file).is_ok_and(|text| text.contains(&format!("fn {name}(")))
+        }
+        None => false,
+    };
+    let missing: Vec<_> = named.iter().filter(|path| !is_there(path)).collect();
+    assert!(missing.is_empty(), "src/sections.ld names what there is not: {missing:?}");
+    let names = |text| named_by_the_linker(text).into_iter().collect::<Vec<_>>();
+    assert_eq!(names("*(.text*4hshm4heap5chunk* .text*4core3cmp*)"), [["heap", "chunk"]]);
+}
