@@ -95,7 +95,15 @@ pub fn fork_and(what: &[&str]) -> String {
 fn children_may_look_and_go() {
     let _turn = turn();
     let name = Name::new("refuse");
-    let (mut one, mut two) = (name.member(), name.member());
+    // It is what they get where nothing else is said, but by the C library, which these programs have where they
+    // are built with it.
+    let member = || {
+        name.member_with(|command| match cfg!(feature = "c-api") {
+            true => command.env("HSHM_FORK", "refuse"),
+            false => command,
+        })
+    };
+    let (mut one, mut two) = (member(), member());
     let words = two.ask("make 1000");
     for (what, end) in [
         ("read", "11"),
