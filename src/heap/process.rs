@@ -5,7 +5,7 @@
 //! word, so finding a run is a few shifts and coalescing is free: a bitmap buddy.
 //!
 //! ```text
-//! ProcessBlock:  who (pid, start time, limits) | lock, lists of chunks by longest free run | counters
+//! ProcessBlock:  who (pid, start time, limits) | lists of chunks by longest free run | counters
 //! lists[k]:      chunks whose longest free run is 2^k to 2^(k+1)-1 granules, k = 0..6
 //! ```
 //!
@@ -77,7 +77,7 @@ pub(crate) struct ProcessBlock {
     pub(crate) global: AtomicU32,
     /// See [`os::program_of`]; 0 where it could not be told.
     pub(crate) program: AtomicU32,
-    _unused: AtomicU32,
+    _pad: AtomicU32,
     lists: [AtomicU32; LISTS],
     empty_chunks: AtomicU32,
     /// See [`os::image_number`]; 0 where it could not be told.
@@ -104,7 +104,7 @@ pub(crate) struct ProcessBlock {
     pub(super) adopted: AtomicU32,
     /// 0 where nothing was ever handed over to the process; see `keeper`.
     pub(super) keeps: AtomicU32,
-    _pad4: AtomicU64,
+    _pad2: AtomicU64,
 }
 
 /// What a run looks like when it is taken.
