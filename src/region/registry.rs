@@ -459,28 +459,33 @@ pub(super) fn release(index: RecordIndex) -> Option<Entry> {
     // An address that still finds this record must not match.
     record.len.store(0, Ordering::Relaxed);
 
-    // A second mapping of the same segment inherits the id.
+    bequeath(&lock, gone.id);
+    Some(gone)
+}
+
+/// A second mapping of the same segment inherits the id of one that is gone.
+fn bequeath(lock: &Guard<'_>, id: AllocatorId) {
     let heir = RECORDS.iter().position(|other| {
         let seq = other.seq.load(Ordering::Relaxed);
         seq != 0
             && seq & 1 == 0
-            && other.id.load(Ordering::Relaxed) == gone.id.to_bits()
+            && other.id.load(Ordering::Relaxed) == id.to_bits()
             && other.references.any()
     });
     if let Some(heir) = heir
-        && ids::bound(gone.id).is_none()
+        && ids::bound(id).is_none()
     {
-        // There is room: this region's own entry was just erased.
-        let _ = bind_locked(&lock, gone.id, RecordIndex(heir as u16));
+        // There is room: the entry of the one that is gone was just erased.
+        let _ = bind_locked(lock, id, RecordIndex(heir as u16));
     }
-    Some(gone)
 }
 
-/// Puts another segment behind a live record, at the same place. The old id goes.
+/// Puts another segment behind a live record, at the same place. The old ids go.
 pub(super) fn replace(index: RecordIndex, entry: &Entry) {
     let lock = LOCK.lock();
     let record = index.record();
-    ids::erase(&lock, AllocatorId::from_bits(record.id.load(Ordering::Relaxed)));
+    let old = AllocatorId::from_bits(record.id.load(Ordering::Relaxed));
+    ids::erase_all(&lock, |value| value as u16 == index.0);
     let seq = record.seq.load(Ordering::Relaxed);
     record.seq.store(seq | 1, Ordering::Relaxed);
     fence(Ordering::Release);
@@ -492,8 +497,9 @@ pub(super) fn replace(index: RecordIndex, entry: &Entry) {
     record.kind.store(entry.kind as u32, Ordering::Relaxed);
     record.flags.store(entry.flags, Ordering::Relaxed);
     record.seq.store((seq | 1).wrapping_add(1).max(2), Ordering::Release);
-    // The id's own place was just freed.
+    // A place was just freed, if the old segment had one; its heir takes another.
     let _ = bind_locked(&lock, entry.id, index);
+    bequeath(&lock, old);
 }
 
 /// Registers hooks, once, that hold the lock across a fork: the child must not find it taken by a

@@ -130,3 +130,26 @@ fn references_keep_a_record() {
     assert!(!try_retain(index, &seen));
     assert_ne!(snapshot(index), Some(seen));
 }
+
+/// Another segment in a record's place has none of the ids that it had: its own is a second mapping's, if there is
+/// one, and what else named it is free.
+#[test]
+fn a_segment_that_is_replaced_leaves_its_ids() {
+    let alias = AllocatorId::new(0x0FAC_0000, 7);
+    let first = publish(&fake(50), true).unwrap();
+    let again = Entry { base: fake(51).base, ..fake(50) };
+    let second = publish(&again, false).unwrap();
+    bind(alias, first).unwrap();
+    let found = |id| by_id(id).map(|(index, _)| index);
+    assert_eq!((found(fake(50).id), found(alias)), (Some(first), Some(first)));
+    replace(first, &Entry { base: fake(50).base, len: fake(50).len, ..fake(52) });
+    assert_eq!(found(fake(52).id), Some(first));
+    assert_eq!(found(fake(50).id), Some(second));
+    assert_eq!(unbind(alias, first), Err(Error::UnknownAllocator { id: alias }));
+    let third = publish(&Entry { id: alias, ..fake(53) }, true).unwrap();
+    assert_eq!(found(alias), Some(third));
+    for index in [third, second, first] {
+        assert!(release(index).is_some());
+    }
+    assert!([50, 52].iter().all(|&n| found(fake(n).id).is_none()));
+}
