@@ -59,7 +59,8 @@ pub(crate) struct Bin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Phase {
-    /// It has not allocated yet.
+    /// It has not allocated yet. The C library's threads start with these zeros.
+    #[cfg_attr(feature = "c-api", allow(dead_code))]
     New = 0,
     /// It has a body.
     Live = 1,
@@ -175,8 +176,13 @@ pub(crate) const fn bin_of(class: usize) -> u16 {
 /// Byte offset of a bin in the cache, for sizes up to [`MAX_SMALL`] in steps of 8. One table for all
 /// sizes keeps what is inlined into callers short, which decides what else the compiler inlines
 /// there. A constant, not a static: a copy in the caller's crate lets the compiler fold the look-up
-/// when the size is known.
-const OFFSETS: [u16; MAX_SMALL / 8 + 1] = {
+/// when the size is known. The C library has one copy, since nobody's code is inlined with it.
+#[cfg(not(feature = "c-api"))]
+const OFFSETS: [u16; MAX_SMALL / 8 + 1] = offsets();
+#[cfg(feature = "c-api")]
+static OFFSETS: [u16; MAX_SMALL / 8 + 1] = offsets();
+
+const fn offsets() -> [u16; MAX_SMALL / 8 + 1] {
     let mut table = [bin_of(0); MAX_SMALL / 8 + 1];
     let mut index = 1;
     while index < table.len() {
@@ -184,7 +190,7 @@ const OFFSETS: [u16; MAX_SMALL / 8 + 1] = {
         index += 1;
     }
     table
-};
+}
 
 /// The largest size that [`OFFSETS_C`] knows.
 #[cfg(feature = "c-api")]
@@ -315,7 +321,8 @@ impl Body {
 }
 
 impl ThreadCache {
-    /// The cache of a thread that has not allocated yet.
+    /// The cache of a thread that has not allocated yet. In the C library it is made by hand (`tls`).
+    #[cfg_attr(feature = "c-api", allow(dead_code))]
     pub(crate) const NEW: ThreadCache = ThreadCache {
         bins: [Bin { top: NO_SLOT, limit: NO_SLOT }; BINS],
         first: FirstRegion::NONE,
@@ -352,13 +359,18 @@ impl ThreadCache {
 
     /// Lets go of the body, whose slots are all free by now, for good.
     pub(crate) fn detach(&mut self) -> *mut Body {
-        *self = ThreadCache { phase: Phase::Ended, body: self.body, ..Self::NEW };
-        core::mem::replace(&mut self.body, ptr::null_mut())
+        let body = self.body;
+        self.give_up();
+        body
     }
 
     /// Lets go of everything: the thread must not allocate any more.
     pub(crate) fn give_up(&mut self) {
-        *self = ThreadCache { phase: Phase::Ended, ..Self::NEW };
+        // In place, bin by bin: a second copy of an empty cache would be a table of addresses, which
+        // every process that loads the C library has to fill in.
+        self.bins.fill(Bin { top: NO_SLOT, limit: NO_SLOT });
+        (self.first, self.body) = (FirstRegion::NONE, ptr::null_mut());
+        (self.phase, self.closed) = (Phase::Ended, false);
     }
 
     /// The null slot of a class.
