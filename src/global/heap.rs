@@ -4,7 +4,7 @@
 //! memory, and the shared heaps; none of it is on a path that a warm cache takes.
 //!
 //! ```text
-//! HEAP.regions[0..count]   RegionHeap + this process's slot + one heap that threads without a
+//! PARTS[0..HEAP.count]     RegionHeap + this process's slot + one heap that threads without a
 //!                          block of their own share
 //! HEAP.pool                caches (with their heaps) of threads that have ended
 //! HEAP.meta                private memory that caches and heaps are made of
@@ -45,7 +45,6 @@ pub(crate) struct Part {
 pub(crate) struct Heap {
     pub(crate) lock: RawLock,
     count: AtomicUsize,
-    parts: UnsafeCell<[MaybeUninit<Part>; MAX_REGIONS]>,
     config: UnsafeCell<Config>,
     ready: AtomicU32,
     /// Bytes returned to heaps without a thread since somebody looked after them.
@@ -66,15 +65,31 @@ pub(crate) struct Heap {
     refused: AtomicU32,
 }
 
-// SAFETY: `parts` below `count` never change after the release store of `count`; everything else
-// in a cell is used under `lock` (or `shared_lock`) only.
+// SAFETY: everything in a cell is used under `lock` only.
 unsafe impl Sync for Heap {}
+
+/// The regions. Apart from the rest, which is small: most programs touch one.
+struct Parts(UnsafeCell<[MaybeUninit<Part>; MAX_REGIONS]>);
+
+// SAFETY: those below `HEAP.count` never change after the release store of `count`, but for what is
+// used under `shared_lock`; the others are written under `HEAP.lock`.
+unsafe impl Sync for Parts {}
+
+static PARTS: Parts = Parts(UnsafeCell::new([const { MaybeUninit::uninit() }; MAX_REGIONS]));
+
+impl Parts {
+    /// Where region `index` is, which is below [`MAX_REGIONS`].
+    #[inline(always)]
+    fn at(&self, index: usize) -> *mut MaybeUninit<Part> {
+        debug_assert!(index < MAX_REGIONS);
+        self.0.get().cast::<MaybeUninit<Part>>().wrapping_add(index)
+    }
+}
 
 /// The one heap.
 pub(crate) static HEAP: Heap = Heap {
     lock: RawLock::new(),
     count: AtomicUsize::new(0),
-    parts: UnsafeCell::new([const { MaybeUninit::uninit() }; MAX_REGIONS]),
     config: UnsafeCell::new(Config::DEFAULT),
     ready: AtomicU32::new(0),
     unattended: AtomicUsize::new(0),
@@ -107,11 +122,8 @@ impl Heap {
     #[inline]
     pub(crate) fn part(&self, index: usize) -> &'static Part {
         debug_assert!(index < self.count());
-        // SAFETY: parts below `count` are initialised, for good, and `self` is the static.
-        unsafe {
-            let part = self.parts.get().cast::<MaybeUninit<Part>>().add(index);
-            &*part.cast::<Part>()
-        }
+        // SAFETY: parts below `count` are initialised, for good.
+        unsafe { &*PARTS.at(index).cast::<Part>() }
     }
 
     /// All regions.
@@ -261,9 +273,7 @@ impl Heap {
         let shared = heap.take_block(process).ok().map(|id| ThreadHeap::new(id, process));
         let part = Part { heap, process, shared_lock, shared: UnsafeCell::new(shared) };
         // SAFETY: the lock is held, and the place is past `count`: nobody reads it.
-        unsafe {
-            self.parts.get().cast::<MaybeUninit<Part>>().add(index).write(MaybeUninit::new(part))
-        };
+        unsafe { PARTS.at(index).write(MaybeUninit::new(part)) };
         Ok(())
     }
 
