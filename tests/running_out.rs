@@ -11,6 +11,7 @@ mod support;
 use std::alloc::Layout;
 use std::ffi::CString;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 
 use hshm::arena::{ArenaBuilder, RegionArena};
 use hshm::{
@@ -201,6 +202,60 @@ fn a_full_file_system() {
     let region = PosixShmMmap::create(&unique("arena"), &options(64 * MIB)).unwrap();
     arena_runs_out(region, DISK);
     PosixShmMmap::destroy(&unique("arena")).unwrap();
+}
+
+/// A request that fails half-way has got memory, which nobody would use: it goes back.
+#[test]
+fn what_failed_requests_got_is_given_back() {
+    if !in_own_process("what_failed_requests_got_is_given_back", true) {
+        return;
+    }
+    mount_tmpfs("/dev/shm", DISK);
+    let (name, ballast) = (unique("refused"), "/dev/shm/ballast");
+    let alloc = SharedHeap::new(&name).create(&options(64 * MIB)).unwrap();
+    let used = || std::fs::metadata(format!("/dev/shm/{name}")).unwrap().blocks() as usize * 512;
+    let refused = |size| {
+        let wanted = alloc.allocate_offset(CTX, layout(size));
+        assert!(matches!(wanted, Err(Error::OutOfMemory { .. })), "{size}: {wanted:?}");
+    };
+    let get = |size| alloc.allocate_offset(CTX, layout(size)).unwrap();
+    // SAFETY: our own blocks, once.
+    let free = |block| unsafe { alloc.free_offset(CTX, block) }.unwrap();
+    // The tables, as far as they are needed.
+    let all = [fill(&alloc, MIB), fill(&alloc, 30_000)];
+    all.into_iter().flatten().for_each(|block| free(OffsetPtr::new(block)));
+    alloc.trim();
+    let kept = get(5 * MIB);
+    let before = used();
+    for size in [20 * MIB, 40 * MIB] {
+        refused(size);
+        assert!(used() < before + MIB, "{size}: {} bytes, {before} before", used());
+    }
+    // One that would grow in place, or by moving.
+    for size in [14 * MIB, 30 * MIB] {
+        // SAFETY: our own block, which stays as it is.
+        let grown = unsafe { alloc.reallocate_offset(CTX, kept, layout(size)) };
+        assert!(matches!(grown, Err(Error::OutOfMemory { .. })), "{size}: {grown:?}");
+        assert!(used() < before + MIB, "{size}: {} bytes, {before} before", used());
+        assert_eq!(alloc.usable_size(kept), Ok(5 * MIB));
+    }
+    free(kept);
+    alloc.trim();
+    // Runs, of which the process keeps the memory until it is asked for it.
+    let before = used();
+    let mut file = std::fs::File::create(ballast).unwrap();
+    while file.metadata().unwrap().blocks() as usize * 512 + before + MIB < DISK {
+        file.write_all(&[1; 4096]).unwrap();
+    }
+    for size in [2 * MIB, 3 * MIB / 2] {
+        refused(size);
+        alloc.trim();
+        assert!(used() < before + MIB / 4, "{size}: {} bytes, {before} before", used());
+    }
+    free(get(MIB / 2));
+    alloc.verify().unwrap();
+    drop(alloc);
+    SharedHeap::new(&name).destroy().unwrap();
 }
 
 /// To hand a block over takes memory for the words that say whose it is; where there is none it is an

@@ -202,6 +202,9 @@ impl RegionHeap {
         };
         let head = GranuleIdx(first.0 * GRANULES_PER_CHUNK as u32);
         if let Err(error) = self.commit_large(head, 0, bytes) {
+            // A part of it may be there.
+            self.mark_dirty(first, bytes);
+            self.purge_chunks(first, count as u32);
             self.give_up_large(first, span);
             return Err(error);
         }
@@ -300,10 +303,13 @@ impl RegionHeap {
                 large.fetch_add(extra as u64 * CHUNK as u64, Relaxed);
             }
         }
+        // Before there is memory, which nobody would give back if the process died here.
+        self.mark_dirty(first, bytes);
         if bytes > old && self.commit_large(head, old, bytes).is_err() {
+            // A part of it may be there.
+            self.trim_large(head, bytes, old, span);
             return false;
         }
-        self.mark_dirty(first, bytes);
         entry.bytes.store(bytes as u64, Relaxed);
         if bytes < old && old - bytes >= CHUNK {
             self.trim_large(head, old, bytes, count as u32);
@@ -410,7 +416,8 @@ impl RegionHeap {
         }
     }
 
-    fn mark_dirty(&self, first: ChunkIdx, bytes: usize) {
+    /// Says that a large block's chunks may hold anything, or memory at all.
+    pub(super) fn mark_dirty(&self, first: ChunkIdx, bytes: usize) {
         for index in 0..bytes.div_ceil(CHUNK) as u32 {
             self.chunk(ChunkIdx(first.0 + index)).dirty.store(u64::MAX, Relaxed);
         }

@@ -410,6 +410,8 @@ impl RegionHeap {
         self.set_entry(head, Entry::FREE);
         drop(guard);
         let span = self.large_span(first);
+        // It may have died before it said that there is memory.
+        self.mark_dirty(first, self.large_size(first));
         self.give_up_large(first, span);
         span as usize
     }

@@ -45,7 +45,8 @@ impl RegionHeap {
         self.forget_dead_announcer(taken.first);
         if let Err(error) = self.commit_run(taken.first, size) {
             desc.run_granules.store(0, Relaxed);
-            self.return_untouched(process, taken, count);
+            // A part of it may be there.
+            self.return_run(process, taken.first, count, taken.committed);
             return Err(error);
         }
         for distance in (0..count).rev() {

@@ -398,7 +398,8 @@ impl ThreadHeap {
             let first =
                 (class.size().max(2 * PAGE)).next_multiple_of(PAGE).min(slab.bytes() as usize);
             if let Err(error) = heap.commit(taken.first.0 as usize * GRANULE, first) {
-                heap.return_untouched(self.process, taken, granules);
+                // A part of it may be there.
+                heap.return_run(self.process, taken.first, granules, taken.committed);
                 return Err(error);
             }
             slab.desc.committed.store(taken.committed.max(first as u32), Relaxed);

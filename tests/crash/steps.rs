@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use hshm::{
-    Allocator, Backend, HeapReport, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Owner, Region,
-    RegionOptions, Roots, ThreadLocalAllocator, align_down,
+    Allocator, Backend, HeapReport, KIB, MIB, MemContext, MemfdBackend, OffsetPtr, Owner,
+    PosixShmMmap, Region, RegionOptions, Roots, ThreadLocalAllocator, align_down,
 };
 
-use super::support::turn;
+use super::support::{turn, unique};
 use super::victim::{Arrival, Lives, Path, Victim, stay_on_one_processor, stop};
 use super::work::{allocate, check, free, layout, operate};
 
@@ -63,6 +63,8 @@ struct Case {
     life: fn(&Scene<'_>),
     /// What survivors expect of named roots.
     roots: Names,
+    /// The region is of a file system that may be full, so that memory comes before it is touched.
+    committed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -81,7 +83,14 @@ fn publishes(scene: &Scene<'_>) {
     });
 }
 
-const PLAIN: Case = Case { name: "", given: &[], left: &[], life: |_| (), roots: Names::Directory };
+const PLAIN: Case = Case {
+    name: "",
+    given: &[],
+    left: &[],
+    life: |_| (),
+    roots: Names::Directory,
+    committed: false,
+};
 
 fn get(alloc: &ThreadLocalAllocator, size: usize) -> u64 {
     alloc.allocate_offset(CTX, layout(size)).unwrap().offset()
@@ -226,6 +235,24 @@ const CASES: &[Case] = &[
                 assert!(has_memory(block));
             });
         },
+        ..PLAIN
+    },
+    Case {
+        name: "allocate 6 MiB, committed ahead",
+        life: |scene| stepped(scene, warm, |alloc, _| use_it(get(alloc, 6 * MIB))),
+        committed: true,
+        ..PLAIN
+    },
+    Case {
+        name: "5 MiB grow to 7, committed ahead",
+        life: |scene| {
+            let five = |alloc: &ThreadLocalAllocator| OffsetPtr::new(get(alloc, 5 * MIB));
+            stepped(scene, five, |alloc, block| {
+                // SAFETY: the victim's own block.
+                unsafe { alloc.reallocate_offset(CTX, block, layout(7 * MIB)) }.unwrap();
+            });
+        },
+        committed: true,
         ..PLAIN
     },
     Case {
@@ -434,7 +461,15 @@ struct Home {
 
 impl Home {
     fn new(case: &Case) -> Home {
-        let region = MemfdBackend::create("", &RegionOptions::new().capacity(96 * MIB)).unwrap();
+        let options = RegionOptions::new().capacity(96 * MIB);
+        let region = if case.committed {
+            let name = unique("crash-steps");
+            let region = PosixShmMmap::create(&name, &options).unwrap();
+            std::fs::remove_file(format!("/dev/shm/{name}")).unwrap();
+            region
+        } else {
+            MemfdBackend::create("", &options).unwrap()
+        };
         // Few slots: to look through many is the same instructions again.
         let alloc = ThreadLocalAllocator::shm_init_with(region.clone(), 8).unwrap();
         let own = [50, 5000, 100 * KIB, 5 * MIB].map(|size| allocate(&alloc, CTX, size));
