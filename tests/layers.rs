@@ -29,7 +29,7 @@ const LAYERS: [&str; 13] = [
 /// The one file outside `os` that calls the C library, and says why.
 const FUTEX: &str = "sync/futex.rs";
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Token {
     /// A name or a keyword.
     Name(String),
@@ -446,42 +446,53 @@ fn unsafe_code_is_opted_into_with_a_reason() {
     refused("os/a.rs", "#![allow(unsafe_code)] // calls mmap\nfn f() {}", "has none");
 }
 
-/// The modules that the linker's script names (`4hshm4heap4slab`), each as a path of names.
+/// What the linker's script names of this crate (`4hshm4heap4slab*4init`): modules, and what is in them.
 fn named_by_the_linker(script: &str) -> BTreeSet<Vec<String>> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = BTreeSet::new();
-    for (at, crate_name) in script.match_indices("4hshm") {
-        let (mut rest, mut path) = (&script[at + crate_name.len()..], Vec::new());
-        while let Some(digits) = rest.find(|c: char| !c.is_ascii_digit()).filter(|&n| n > 0) {
-            let end = digits + rest[..digits].parse::<usize>().unwrap();
-            path.push(rest[digits..end].to_string());
-            rest = &rest[end..];
+    for pattern in script.split(|c: char| c.is_whitespace() || "()".contains(c)) {
+        let Some((_, mut rest)) = pattern.split_once("4hshm") else { continue };
+        let mut names = Vec::new();
+        while let Some(digits) = rest.find(|c: char| !c.is_ascii_digit()) {
+            let end = rest[..digits].parse().map_or(0, |length: usize| digits + length);
+            match rest.get(digits..end).filter(|name| !name.is_empty() && name.chars().all(is_part))
+            {
+                Some(name) => {
+                    names.push(name.to_string());
+                    rest = &rest[end..];
+                }
+                None => rest = &rest[digits + 1..],
+            }
         }
-        found.insert(path);
+        found.insert(names);
     }
     found
 }
 
 /// What is called otherwise from now on would be put somewhere else without a word.
 #[test]
-fn the_linker_knows_modules_that_there_are() {
+fn the_linker_knows_what_there_is() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let named = named_by_the_linker(&fs::read_to_string(src.join("sections.ld")).unwrap());
     assert!(named.len() > 20, "{named:?}");
-    let is_module = |path: &[String]| {
-        let place = src.join(path.join("/"));
-        place.is_dir() || place.with_extension("rs").is_file()
-    };
-    let is_there = |path: &[String]| match path.split_last() {
-        _ if is_module(path) => true,
-        // A function.
-        Some((name, module)) => {
-            let file = src.join(module.join("/")).with_extension("rs");
-            fs::read_to_string(file).is_ok_and(|text| text.contains(&format!("fn {name}(")))
+    let is_missing = |names: &Vec<String>| {
+        let place = |count: usize| src.join(names[..count].join("/"));
+        let is_module =
+            |&count: &usize| place(count).is_dir() || place(count).with_extension("rs").is_file();
+        let Some(module) = (1..=names.len()).rev().find(is_module) else {
+            return !names.is_empty();
+        };
+        let mut files = vec![place(module).with_extension("rs")];
+        if place(module).is_dir() {
+            sources(&place(module), &mut files);
         }
-        None => false,
+        let text: String = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
+        let words: BTreeSet<Token> = tokens(&text).into_iter().map(|(token, _)| token).collect();
+        names[module..].iter().any(|name| !words.contains(&Token::Name(name.clone())))
     };
-    let missing: Vec<_> = named.iter().filter(|path| !is_there(path)).collect();
+    let missing: Vec<_> = named.iter().filter(|names| is_missing(names)).collect();
     assert!(missing.is_empty(), "src/sections.ld names what there is not: {missing:?}");
-    let names = |text| named_by_the_linker(text).into_iter().collect::<Vec<_>>();
-    assert_eq!(names("*(.text*4hshm4heap5chunk* .text*4core3cmp*)"), [["heap", "chunk"]]);
+    let text = "*(.text*4hshm4heap5chunk* .text*4core3cmp* .text*4hshm4heap7process*3fit1*)";
+    let names = named_by_the_linker(text).into_iter().collect::<Vec<_>>();
+    assert_eq!(names, [vec!["heap", "chunk"], vec!["heap", "process", "fit"]]);
 }
