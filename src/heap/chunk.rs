@@ -57,7 +57,7 @@ pub(crate) struct ChunkEntry {
     pub(crate) prev: AtomicU32,
     /// The list it is in, plus one; 0 for none.
     pub(crate) bucket: AtomicU32,
-    /// 1 where huge pages were asked for.
+    /// Where huge pages were asked for, a bit for each 2 MiB.
     pub(super) huge: AtomicU32,
     /// 1 where it was the estate's and may hold something that still is; see `adopt`.
     pub(super) adopted: AtomicU32,
@@ -203,19 +203,22 @@ impl RegionHeap {
         let head = GranuleIdx(first.0 * GRANULES_PER_CHUNK as u32);
         if let Err(error) = self.commit_large(head, 0, bytes) {
             // A part of it may be there.
-            self.mark_dirty(first, bytes);
+            self.mark_dirty(first, 0..bytes);
             self.purge_chunks(first, count as u32);
             self.give_up_large(first, span);
             return Err(error);
         }
-        let clean = (first.0..first.0 + bytes.div_ceil(CHUNK) as u32)
-            .all(|index| self.chunk(ChunkIdx(index)).dirty.load(Relaxed) == 0);
+        let clean = self.is_clean(first, 0..bytes);
+        let is_warm = self.is_dirty(first, 0..bytes);
         let zeroed = self.lazily_zero() && (clean || zeros);
         if zeroed && !clean {
             self.clear_dirty(first, bytes);
         }
-        self.choose_large_pages(first, bytes);
-        self.mark_dirty(first, bytes);
+        if !is_warm {
+            self.hold_peak(process);
+            self.choose_large_pages(first, bytes, room > size);
+        }
+        self.mark_dirty(first, 0..bytes);
         self.desc(head).forget_kept();
         self.set_entry(head, Entry::large(owner));
         Ok((head, zeroed))
@@ -256,23 +259,6 @@ impl RegionHeap {
         true
     }
 
-    /// Gives memory of free chunks back until at most `keep` bytes of it are resident, that of the
-    /// `count` chunks from `first` last: they were just freed, so they are warm.
-    fn purge_all_but(&self, first: ChunkIdx, count: u32, keep: usize) {
-        let _guard = self.lock_source();
-        let mut resident = self.resident_free_chunks();
-        let warm = first.0..first.0 + count;
-        for spare_warm in [true, false] {
-            self.for_each_recycled(|chunk, entry| {
-                let dirty = entry.dirty.load(Relaxed).count_ones() as usize * GRANULE;
-                if resident > keep && dirty > 0 && !(spare_warm && warm.contains(&chunk.0)) {
-                    self.purge_chunks(chunk, 1);
-                    resident = resident.saturating_sub(dirty);
-                }
-            });
-        }
-    }
-
     /// Makes a large block `size` bytes long where it lies: within its chunks, or taking free ones
     /// behind it. False where that cannot be; then the block is as large as before.
     pub(crate) fn resize_large(&self, head: GranuleIdx, size: usize) -> bool {
@@ -304,7 +290,7 @@ impl RegionHeap {
             }
         }
         // Before there is memory, which nobody would give back if the process died here.
-        self.mark_dirty(first, bytes);
+        self.mark_dirty(first, 0..bytes);
         if bytes > old && self.commit_large(head, old, bytes).is_err() {
             // A part of it may be there.
             self.trim_large(head, bytes, old, span);
@@ -390,84 +376,8 @@ impl RegionHeap {
         if self.must_commit() {
             self.commit(head.0 as usize * GRANULE + from, to - from)?;
         }
-        self.advise_huge_block(head, to);
+        self.advise_huge_block(Self::chunk_of(head).0, to);
         Ok(())
-    }
-
-    /// Writes zeros over what is dirty of a large block that nobody has seen yet.
-    fn clear_dirty(&self, first: ChunkIdx, bytes: usize) {
-        for distance in 0..bytes.div_ceil(CHUNK) {
-            let chunk = ChunkIdx(first.0 + distance as u32);
-            let start = chunk.0 as usize * CHUNK;
-            let end = first.0 as usize * CHUNK + bytes;
-            let mut left = self.chunk(chunk).dirty.load(Relaxed);
-            while left != 0 {
-                let bit = left.trailing_zeros();
-                let count = (left >> bit).trailing_ones();
-                left &= !run_mask(bit, count);
-                let from = start + bit as usize * GRANULE;
-                let to = (from + count as usize * GRANULE).min(end);
-                if from < to {
-                    let granule = GranuleIdx((from / GRANULE) as u32);
-                    // SAFETY: the range lies in the block, which is committed and the caller's alone.
-                    unsafe { self.granule_addr(granule).write_bytes(0, to - from) };
-                }
-            }
-        }
-    }
-
-    /// Says that a large block's chunks may hold anything, or memory at all.
-    pub(super) fn mark_dirty(&self, first: ChunkIdx, bytes: usize) {
-        for index in 0..bytes.div_ceil(CHUNK) as u32 {
-            self.chunk(ChunkIdx(first.0 + index)).dirty.store(u64::MAX, Relaxed);
-        }
-    }
-
-    /// Bytes of free chunks that may still be resident.
-    fn resident_free_chunks(&self) -> usize {
-        let mut resident = 0;
-        self.for_each_recycled(|_, entry| {
-            resident += entry.dirty.load(Relaxed).count_ones() as usize * GRANULE;
-        });
-        resident
-    }
-
-    /// Gives the memory of all free chunks back to the system.
-    pub(crate) fn purge_recycled(&self) {
-        let _guard = self.lock_source();
-        self.for_each_recycled(|chunk, entry| {
-            if entry.dirty.load(Relaxed) != 0 {
-                self.purge_chunks(chunk, 1);
-            }
-        });
-    }
-
-    fn for_each_recycled(&self, mut visit: impl FnMut(ChunkIdx, &ChunkEntry)) {
-        let fresh = self.source().fresh.load(Relaxed).min(self.chunk_count());
-        for word in 0..fresh.div_ceil(64) {
-            let mut left = self.recycled(word).load(Relaxed);
-            while left != 0 {
-                let chunk = ChunkIdx(word * 64 + left.trailing_zeros());
-                left &= left - 1;
-                visit(chunk, self.chunk(chunk));
-            }
-        }
-    }
-
-    /// Gives the memory of `count` chunks from `first`, which nobody uses, back to the system;
-    /// afterwards it is zero.
-    fn purge_chunks(&self, first: ChunkIdx, count: u32) {
-        let (start, len) = (first.0 as usize * CHUNK, count as usize * CHUNK);
-        let len = len.min(self.region().len().saturating_sub(start));
-        // SAFETY: the chunks were just freed and not released yet, or are free and locked.
-        if !unsafe { self.purge(start, len) } {
-            return;
-        }
-        for index in first.0..first.0 + count {
-            let entry = self.chunk(ChunkIdx(index));
-            entry.dirty.store(0, Relaxed);
-            entry.full.store(0, Relaxed);
-        }
     }
 
     /// The first of `count` free neighbouring chunks at a multiple of `step`, recycled ones first.

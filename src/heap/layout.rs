@@ -29,11 +29,12 @@ use core::ptr::NonNull;
 
 use super::chunk::ChunkEntry;
 use super::granule::{BlockId, Entry, GranuleIdx};
-use super::huge::{HugePages, Refusals, Touches};
+use super::huge::{HugePages, Refusals};
 use super::liveness::Own;
 use super::process::ProcessBlock;
 use super::slab::{BitArea, SlabDesc};
 use super::thread::ThreadBlock;
+use super::touches::Touches;
 use crate::base::units::{CHUNK, GRANULE, GRANULE_SHIFT, GRANULES_PER_CHUNK, PAGE};
 use crate::base::{Error, Result, align_up};
 use crate::region::Region;
@@ -231,6 +232,8 @@ pub(crate) struct RegionHeap {
     /// How the system takes wishes for huge pages of this memory.
     pub(super) refusals: Refusals,
     pub(super) touches: Touches,
+    /// The most bytes of chunks that this process's large blocks ever had.
+    pub(super) most_large: AtomicU64,
     /// The system refused to commit pages lately.
     short: AtomicBool,
     /// What tells this registration from all others; see `liveness`.
@@ -423,6 +426,7 @@ impl RegionHeap {
             huge: HugePages::LargeHeaps,
             refusals: Refusals::default(),
             touches: Touches::default(),
+            most_large: AtomicU64::new(0),
             short: AtomicBool::new(false),
             own: Own::default(),
             region,

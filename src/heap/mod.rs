@@ -6,12 +6,13 @@
 //! ```text
 //! layout    where everything lies in a region; a process's view of it
 //! granule   the granule map's entries
-//! chunk     the heap source: whole chunks, large blocks
+//! chunk     the heap source: whole chunks, large blocks      dirty   what of them holds anything
 //! process   process blocks and their granule runs
 //! slab      blocks of one class      run      blocks of neighbouring granules
 //! block     blocks by address        remote   returning blocks to another's slab
 //! thread    thread blocks and thread heaps      spare    the runs that they keep
 //! reserve   the empty slabs that they keep
+//! huge      huge pages      touches   how large blocks are used
 //! locks     the locks of all these, and a fork's hold on them
 //! liveness  joining, leaving, and whether the others still live
 //! keeper    blocks that were handed over
@@ -42,6 +43,7 @@ pub(crate) mod buddy;
 pub(crate) mod bump;
 pub(crate) mod census;
 pub(crate) mod chunk;
+pub(crate) mod dirty;
 pub(crate) mod granule;
 pub(crate) mod huge;
 pub(crate) mod keeper;
@@ -60,6 +62,7 @@ pub(crate) mod run;
 pub(crate) mod slab;
 pub(crate) mod spare;
 pub(crate) mod thread;
+pub(crate) mod touches;
 pub(crate) mod verify;
 pub(crate) mod words;
 

@@ -221,16 +221,18 @@ const CASES: &[Case] = &[
     Case {
         name: "allocate 6 MiB, with memory at once",
         life: |scene| {
+            // Huge pages, and ordinary ones at the end.
+            const SIZE: usize = 6 * MIB + 300 * KIB;
             // What comes after blocks that are used to their ends is expected to be.
             let two_in_use = |alloc: &ThreadLocalAllocator| {
                 for _ in 0..2 {
-                    let block = alloc.resolve(OffsetPtr::new(get(alloc, 6 * MIB)));
+                    let block = alloc.resolve(OffsetPtr::new(get(alloc, SIZE)));
                     // SAFETY: the victim's own block.
-                    unsafe { block.write_bytes(1, 6 * MIB) };
+                    unsafe { block.write_bytes(1, SIZE) };
                 }
             };
             stepped(scene, two_in_use, |alloc, ()| {
-                let block = alloc.resolve(OffsetPtr::new(get(alloc, 6 * MIB)));
+                let block = alloc.resolve(OffsetPtr::new(get(alloc, SIZE)));
                 // It is so: memory of a block that nobody has touched.
                 assert!(has_memory(block));
             });
