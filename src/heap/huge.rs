@@ -2,7 +2,7 @@
 //!
 //! A huge page costs a third of the ordinary ones in its place, and spares the processor look-ups
 //! for as long as it lives; but it is 2 MiB at once. So small heaps have none: large blocks get
-//! them where they fill whole chunks, and slabs and runs from the chunk on at which the process has
+//! them where they fill one, and slabs and runs from the chunk on at which the process has
 //! [`HUGE_FROM`] bytes, or [`HUGE_FROM_EACH`] for each thread, so that what is not needed yet stays a small
 //! part of it.
 //!
@@ -48,8 +48,8 @@ pub enum HugePages {
     /// Nothing.
     Never,
     /// What a process takes past its first 64 MiB (where it has more than four thread blocks, 32 MiB for each but
-    /// two), the whole chunks (4 MiB) of large blocks in private memory, and large blocks in memfds (2 MiB at a
-    /// time) where the process uses such blocks to their ends.
+    /// two), what large blocks in private memory fill of huge pages (2 MiB), and large blocks in memfds where the
+    /// process uses such blocks to their ends.
     #[default]
     LargeHeaps,
     /// Everything that the system's settings allow: shared memory is mostly exempt by them

@@ -36,7 +36,7 @@ pub(super) struct Touches {
     whole: AtomicU32,
     /// Pages of the largest of those.
     largest: AtomicU32,
-    /// How many more than one of them it takes; see [`enough`](Self::enough).
+    /// How often a block was expected to be and was not; see [`enough`](Self::enough).
     wrong: AtomicU32,
     /// Blocks that were expected to be used to their ends.
     expected: AtomicU32,
@@ -87,6 +87,8 @@ impl Touches {
     const LOOKS: usize = 8;
     /// However often it was wrong, so many in a row will do, as a power of two.
     const MOST: u32 = 6;
+    /// After so many in a row once less counts.
+    const FORGIVEN: u32 = 16;
 
     /// Pages of the next block, which has so many, that are to have memory at once, and whether it is one of those
     /// that are asked. None where nothing is known of blocks that are about as large. One that grows gets no more
@@ -109,10 +111,14 @@ impl Touches {
     /// A block was used to its end, or it was not.
     fn note(&self, block: Shown, whole: bool) {
         let (before, largest) = (self.whole.load(Relaxed), self.largest.load(Relaxed));
-        self.whole.store(if whole { before.saturating_add(1) } else { 0 }, Relaxed);
+        let now = if whole { before.saturating_add(1) } else { 0 };
+        self.whole.store(now, Relaxed);
         self.largest.store(if whole { largest.max(block.pages()) } else { 0 }, Relaxed);
+        let wrong = self.wrong.load(Relaxed);
         if !whole && block.left() != Left::All {
-            self.wrong.store((self.wrong.load(Relaxed) + 1).min(Self::MOST), Relaxed);
+            self.wrong.store((wrong + 1).min(Self::MOST), Relaxed);
+        } else if whole && now.is_multiple_of(Self::FORGIVEN) {
+            self.wrong.store(wrong.saturating_sub(1), Relaxed);
         }
     }
 
@@ -404,8 +410,12 @@ mod tests {
             test.free(head);
         }
         test.use_whole(2);
-        let (_, found) = test.take();
+        let (head, found) = test.take();
         assert!(found > 0);
+        test.free(head);
+        // Nor is it remembered for ever.
+        test.use_whole(4 + Touches::FORGIVEN as usize);
+        assert_eq!(test.heap.touches.wrong.load(Relaxed), 1);
     }
 
     /// Those that are only used at their ends, as what is filled from the end on, show it when they are asked.
