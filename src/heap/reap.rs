@@ -411,7 +411,7 @@ impl RegionHeap {
         drop(guard);
         let span = self.large_span(first);
         // It may have died before it said that there is memory.
-        self.mark_dirty(first, self.large_size(first));
+        self.mark_dirty(first, 0..self.large_size(first));
         self.give_up_large(first, span);
         span as usize
     }
