@@ -9,7 +9,7 @@ use hshm::{
     AllocatorId, BuddyAllocator, Error, Heap, HshmAlloc, OffsetPtr, Region, StackAllocator,
     ThreadLocalAllocator,
 };
-use support::turn;
+use support::{other_process_ok, role, turn};
 
 #[global_allocator]
 static A: HshmAlloc = HshmAlloc::new();
@@ -90,4 +90,26 @@ fn a_second_engine_is_refused() {
     let buddy = BuddyAllocator::shm_init(region.clone(), offset, heap(), 16).unwrap();
     assert_eq!(ThreadLocalAllocator::shm_init(region).unwrap_err(), taken);
     drop(buddy);
+}
+
+/// What a thread freed and keeps for itself goes to the heap where another of its blocks is to grow. In a new
+/// heap, where runs lie one behind the other.
+#[test]
+fn a_kept_run_makes_room() {
+    const RUN: usize = 128 << 10;
+    if role("a_kept_run_makes_room").is_none() {
+        let _turn = turn();
+        return other_process_ok("a_kept_run_makes_room", "in a process of its own");
+    }
+    let mut runs: Vec<Vec<u8>> = (0..6).map(|n| vec![n; RUN]).collect();
+    let places: Vec<_> = runs.iter().map(|run| run.as_ptr()).collect();
+    assert!(places.windows(2).all(|pair| pair[1] == pair[0].wrapping_add(RUN)), "{places:?}");
+    drop(runs.remove(3));
+    runs[2].reserve_exact(RUN);
+    assert_eq!((runs[2].as_ptr(), runs[2].capacity()), (places[2], 2 * RUN));
+    // Not where somebody uses it.
+    runs[0].reserve_exact(RUN);
+    assert_ne!(runs[0].as_ptr(), places[0]);
+    assert!(runs.iter().zip([0, 1, 2, 4, 5]).all(|(run, n)| run.iter().all(|&byte| byte == n)));
+    A.verify().unwrap();
 }
