@@ -44,6 +44,8 @@ const FIRST_BYTES: usize = 16 << 10;
 /// blocks: what makes sending them home at a time worth it. They all go, since none is wanted again.
 const PASSING_BYTES: usize = 16 << 10;
 const PASSING_BLOCKS: usize = 8;
+/// Room for so many times the blocks that the thread fetched lately is worth having.
+const FETCHED_TIMES: usize = 16;
 /// Bytes of blocks that all bins of a thread may have room for, but for a few blocks a class.
 const ROOM_BYTES: usize = 1 << 20;
 
@@ -108,6 +110,8 @@ pub(crate) struct Body {
     pub(crate) batch: [u8; CLASSES],
     /// Blocks of others that were freed while a class had no room.
     pub(crate) strangers: [u8; CLASSES],
+    /// Blocks of each class that were fetched; half of it is forgotten each time some went home.
+    fetched: [u16; CLASSES],
     /// Where the slots of each class are.
     places: Places,
     /// Bytes that all bins have room for.
@@ -343,6 +347,7 @@ impl ThreadCache {
         self.closed = closed;
         self.room_bytes = 0;
         self.strangers = [0; CLASSES];
+        self.fetched = [0; CLASSES];
         self.places = Places::NEAR;
         // Not what the thread before needed: most threads are short, and need little.
         self.batch = FIRST_BATCHES;
@@ -440,20 +445,27 @@ impl ThreadCache {
     pub(crate) fn only_frees(&self, class: ClassId) -> bool {
         self.batch[class.index()] == FIRST_BATCHES[class.index()]
     }
+    /// Notes that so many blocks of a class were fetched.
+    pub(crate) fn note_fetched(&mut self, class: ClassId, count: usize) {
+        let fetched = &mut self.fetched[class.index()];
+        *fetched = fetched.saturating_add(count.min(usize::from(u16::MAX)) as u16);
+    }
+    /// Notes that blocks of a class went home because its bin was full.
+    pub(crate) fn note_sent_home(&mut self, class: ClassId) {
+        self.fetched[class.index()] /= 2;
+    }
     /// Makes room for a free that found none: the first time a little, later twice as much, as
     /// long as all bins together stay within [`ROOM_BYTES`]. False where a bin has what it may: of a
-    /// class that the thread only frees, no more than makes sending them home worth it.
+    /// class of which the thread fetches none, or few, no more than makes sending them home worth it. (It
+    /// may allocate such blocks, and be given more of them than it needs.)
     pub(crate) fn widen(&mut self, class: ClassId) -> bool {
         let room = self.room(class);
-        let most = capacity(class.index());
-        let most = if self.only_frees(class) {
-            most.min((PASSING_BYTES / class.size()).max(PASSING_BLOCKS))
-        } else {
-            most
-        };
+        let passing = (PASSING_BYTES / class.size()).max(PASSING_BLOCKS);
+        let most = passing.max(FETCHED_TIMES * self.fetched[class.index()] as usize);
+        let most = most.min(capacity(class.index()));
         let wider = if room == 0 { (FIRST_BYTES / class.size()).clamp(2, 8) } else { 2 * room };
         let wider = wider.min(most);
-        if wider == room
+        if wider <= room
             || (room > 0 && self.room_bytes + (wider - room) * class.size() > ROOM_BYTES)
         {
             return false;
@@ -561,7 +573,7 @@ mod tests {
             // A class that is only freed gets no more room than its first bytes.
             while cache.widen(class) {}
             assert_eq!(cache.room(class), PASSING_BYTES / class.size());
-            cache.batch[class.index()] += 1;
+            cache.note_fetched(class, 100);
             assert!(cache.widen(class));
             for block in 1..=cache.room(class) {
                 assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(block)));
@@ -578,7 +590,7 @@ mod tests {
             let cache = &mut cache(false);
             let (class, neighbour) = (class_for(size), class_for(size + size / 8 + 8));
             // The class is one that the thread allocates, too.
-            cache.batch[class.index()] += 1;
+            cache.note_fetched(class, MOST);
             let mut count = 0;
             cache.set_room(neighbour, 1);
             cache.put(neighbour, number(7));
@@ -602,6 +614,35 @@ mod tests {
                 assert!(pop(cache, bin_offset(neighbour.size())).is_null());
             }
         }
+    }
+
+    /// More and more room only for what was fetched lately; and never less than a bin has.
+    #[test]
+    fn room_is_for_what_was_fetched() {
+        let cache = &mut cache(false);
+        let class = class_for(48);
+        cache.note_fetched(class, MOST);
+        while cache.widen(class) {}
+        assert_eq!(cache.room(class), capacity(class.index()));
+        let other = class_for(64);
+        let passing = PASSING_BYTES / other.size();
+        cache.note_fetched(other, 8);
+        while cache.widen(other) {}
+        assert_eq!(cache.room(other), passing);
+        for fetched in [MOST, usize::from(u16::MAX), MOST] {
+            cache.note_fetched(other, fetched);
+        }
+        assert!(cache.widen(other));
+        let room = cache.room(other);
+        assert_eq!(room, 2 * passing);
+        for block in 1..=room {
+            cache.put(other, core::ptr::without_provenance_mut(block));
+        }
+        for _ in 0..16 {
+            cache.note_sent_home(other);
+        }
+        assert!(!cache.widen(other));
+        assert_eq!((cache.room(other), cache.len(other)), (room, room));
     }
 
     #[test]

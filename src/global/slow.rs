@@ -70,6 +70,7 @@ fn fill(cache: &mut ThreadCache, class: ClassId) -> *mut u8 {
     });
     let Some(got) = got else { return ptr::null_mut() };
     cache.set_len(class, got - 1);
+    cache.note_fetched(class, got);
     // SAFETY: as above; there is at least one.
     unsafe { (&*slots)[got - 1] }
 }
@@ -151,6 +152,7 @@ pub(crate) unsafe fn overflow(block: *mut u8, offset: usize) {
             // What only passes through is not wanted here again.
             let count = if cache.only_frees(class) { room } else { room.div_ceil(2) };
             flush_oldest(cache, class, count);
+            cache.note_sent_home(class);
         }
     }
     // SAFETY: there is room now.
