@@ -51,6 +51,7 @@
 //! | arenas | [`arena`]: [`Arena`](arena::Arena), [`scratch`](arena::scratch), [`ArenaVec`](arena::ArenaVec), pools |
 //! | looking inside | [`LeakReport`], [`LeakCheck`], [`LeakSource`], [`Fragmentation`], [`HeapMap`], [`HshmAlloc::verify`], [`HeapReport`], [`Fault`], [`Accounting`] |
 //! | which to take, and how | [`guide`] |
+//! | real-time programs | [`lock_memory`] |
 //! | errors and units | [`Error`], [`ErrorCode`], [`Unit`], [`AllocatorId`], [`ThreadId`] |
 //!
 //! # References and offsets
@@ -134,7 +135,7 @@ pub use manager::{
 pub use ptr::{AtomicOffsetPtr, AtomicShmPtr, FullPtr, OffsetPtr, ShmPtr, ShmSafe};
 pub use region::{
     ArrayBackend, Backend, BackendKind, FileBackend, MallocBackend, MemfdBackend, PosixMmap,
-    PosixShmMmap, Region, RegionOptions, ShareToken,
+    PosixShmMmap, Region, RegionOptions, ShareToken, lock_memory,
 };
 pub use share::{Root, RootInfo, Roots, SharedHeap, receive_region, send_region};
 

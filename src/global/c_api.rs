@@ -33,6 +33,7 @@ use crate::base::classes::{CLASSES, MAX_SMALL};
 use crate::base::units::GRANULE_SHIFT;
 use crate::heap::block::Block;
 use crate::os;
+use crate::region::lock_memory_or_errno;
 use crate::sync::atomic::Ordering::Relaxed;
 
 /// The settings of a C program's heap.
@@ -385,6 +386,23 @@ pub extern "C" fn mallinfo2() -> MallInfo2 {
         uordblks: stats.in_use(),
         fordblks: stats.owned.saturating_sub(stats.in_use()),
         ..MallInfo2::default()
+    }
+}
+
+/// The C library's `mlockall`, but that it does not fill what is empty of heaps; see
+/// [`lock_memory`](crate::lock_memory).
+#[unsafe(no_mangle)]
+pub extern "C" fn mlockall(flags: c_int) -> c_int {
+    let locked = match flags & !os::LOCK_FUTURE {
+        os::LOCK_CURRENT => lock_memory_or_errno(flags & os::LOCK_FUTURE != 0),
+        _ => os::lock_by(flags),
+    };
+    match locked {
+        Ok(()) => 0,
+        Err(errno) => {
+            os::set_errno(errno);
+            -1
+        }
     }
 }
 

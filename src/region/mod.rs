@@ -13,6 +13,7 @@
 //! | `nested` | regions inside others |
 //! | `fork` | a forked child's own copy of a region |
 //! | `token` | telling another process where a region is |
+//! | `lock` | keeping all of a process's memory in memory, but for what is empty |
 //! | `resolve` | `FullPtr` from an address or from a `ShmPtr` |
 //!
 //! ```text
@@ -27,6 +28,7 @@ mod backend;
 mod fork;
 mod handle;
 pub(crate) mod header;
+mod lock;
 mod make;
 mod memfd;
 mod named;
@@ -41,6 +43,9 @@ mod token;
 pub use backend::{Backend, BackendKind};
 pub(crate) use handle::ENGINE_MAKING;
 pub use handle::Region;
+pub use lock::lock_memory;
+#[cfg(feature = "c-api")]
+pub(crate) use lock::lock_memory_or_errno;
 pub use memfd::MemfdBackend;
 pub(crate) use named::FileId;
 pub use named::{FileBackend, PosixShmMmap};

@@ -252,6 +252,11 @@ pub(crate) fn snapshot(index: RecordIndex) -> Option<Snapshot> {
     }
 }
 
+/// All regions that are mapped, those inside others included.
+pub(crate) fn all() -> impl Iterator<Item = Snapshot> {
+    (0..RECORDS_MAX as u16).filter_map(|index| snapshot(RecordIndex(index)))
+}
+
 /// The region that holds `address`, with a consistent reading of it.
 #[inline]
 pub(crate) fn find_snapshot(address: usize) -> Option<(RecordIndex, Snapshot)> {

@@ -280,7 +280,7 @@ pub(crate) fn read_at<'b>(fd: &Fd, buffer: &'b mut [u8], offset: u64) -> Result<
 }
 
 /// Reads as much as one call gives.
-fn read_once(fd: &Fd, room: &mut [u8], offset: u64) -> Result<usize> {
+pub(super) fn read_once(fd: &Fd, room: &mut [u8], offset: u64) -> Result<usize> {
     let _errno = KeepErrno::new();
     let at = offset.min(i64::MAX as u64) as libc::off_t;
     loop {

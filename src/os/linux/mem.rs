@@ -10,6 +10,7 @@ use core::ptr;
 
 use once_cell::race::OnceNonZeroUsize;
 
+use super::lock::{is_locking, lock_on_fault};
 use super::{Fd, errno, error_for, last_error};
 use crate::base::units::PAGE;
 use crate::base::{Error, Result, align_down, align_up};
@@ -77,13 +78,16 @@ unsafe fn map(
     let flags = flags
         | libc::MAP_NORESERVE
         | if fd.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+    // What the kernel fills because the process has locked all that it maps has to wait until that is said.
+    let waits = access != Access::None && is_locking();
+    let first = if waits { Access::None } else { access };
     // SAFETY: without MAP_FIXED the kernel touches no existing mapping; with it, the caller
     // vouches for the range.
     let got = unsafe {
         libc::mmap(
             ptr::without_provenance_mut(address),
             len,
-            access.prot(),
+            first.prot(),
             flags,
             fd.map_or(-1, Fd::raw),
             0,
@@ -91,6 +95,16 @@ unsafe fn map(
     };
     if got == libc::MAP_FAILED {
         return Err(last_error(len));
+    }
+    if waits {
+        lock_on_fault(got.addr(), len);
+        // SAFETY: the mapping was made just now; nobody has used what it holds.
+        if unsafe { libc::mprotect(got, len, access.prot()) } != 0 {
+            let error = last_error(len);
+            // SAFETY: as above.
+            unsafe { unmap(got.addr(), len) };
+            return Err(error);
+        }
     }
     Ok(got.expose_provenance())
 }
@@ -407,7 +421,7 @@ pub(crate) unsafe fn c_realloc(block: usize, len: usize) -> Result<usize> {
     }
 }
 
-fn at(address: usize) -> *mut c_void {
+pub(super) fn at(address: usize) -> *mut c_void {
     ptr::with_exposed_provenance_mut(address)
 }
 
