@@ -89,5 +89,10 @@ fn what_is_locked_is_what_is_used() {
     }
     // SAFETY: takes nothing.
     assert_eq!(unsafe { libc::munlockall() }, 0);
+    assert_eq!(status("VmLck:"), 0);
+    // Nor is what comes later.
+    let last = [MemfdBackend::create("", &capacity), PosixMmap::create("", &capacity)];
+    assert!(last.iter().all(|region| region.is_ok()));
+    assert_eq!(status("VmLck:"), 0);
     assert!(A.verify().is_ok());
 }

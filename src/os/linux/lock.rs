@@ -27,11 +27,20 @@ pub(super) fn is_locking() -> bool {
     process != 0 && process == process_id()
 }
 
-/// Has the pages of a range locked when they are touched; where that cannot be, they are not.
-pub(super) fn lock_on_fault(base: usize, len: usize) {
+/// Has the pages of a mapping that was made just now locked when they are touched, if the kernel has locked it;
+/// not if the process has unlocked all since.
+///
+/// # Safety
+/// Nobody has used what the range holds.
+pub(super) unsafe fn lock_on_fault(base: usize, len: usize) {
     let _errno = KeepErrno::new();
-    // SAFETY: changes no contents.
-    unsafe { libc::syscall(libc::SYS_mlock2, base, len, libc::MLOCK_ONFAULT) };
+    // Of what is locked nothing can be dropped.
+    // SAFETY: the caller's: there is nothing yet, or it is a file's.
+    let dropped = unsafe { libc::madvise(at(base), len, libc::MADV_DONTNEED) };
+    if dropped != 0 {
+        // SAFETY: changes no contents.
+        unsafe { libc::syscall(libc::SYS_mlock2, base, len, libc::MLOCK_ONFAULT) };
+    }
 }
 
 /// Locks all that the process has mapped, and with `future` what it will map, as `mlockall` does; of the ranges

@@ -97,8 +97,9 @@ unsafe fn map(
         return Err(last_error(len));
     }
     if waits {
-        lock_on_fault(got.addr(), len);
         // SAFETY: the mapping was made just now; nobody has used what it holds.
+        unsafe { lock_on_fault(got.addr(), len) };
+        // SAFETY: as above.
         if unsafe { libc::mprotect(got, len, access.prot()) } != 0 {
             let error = last_error(len);
             // SAFETY: as above.
