@@ -46,6 +46,10 @@ const PASSING_BYTES: usize = 16 << 10;
 const PASSING_BLOCKS: usize = 8;
 /// Room for so many times the blocks that the thread fetched lately is worth having.
 const FETCHED_TIMES: usize = 16;
+/// Each time a thread's heap took so many granules, its bins are looked through for idle ones.
+const SWEEP_GRANULES: u32 = 8;
+/// Bytes of blocks that make a bin worth emptying.
+const IDLE_BYTES: usize = 64 << 10;
 /// Bytes of blocks that all bins of a thread may have room for, but for a few blocks a class.
 const ROOM_BYTES: usize = 1 << 20;
 
@@ -112,6 +116,10 @@ pub(crate) struct Body {
     pub(crate) strangers: [u8; CLASSES],
     /// Blocks of each class that were fetched; half of it is forgotten each time some went home.
     fetched: [u16; CLASSES],
+    /// What the thread's heap had taken when idle bins were last looked for.
+    swept: u32,
+    /// How many blocks each bin had then, as far as 16 bits can say.
+    seen: [u16; CLASSES],
     /// Where the slots of each class are.
     places: Places,
     /// Bytes that all bins have room for.
@@ -454,6 +462,28 @@ impl ThreadCache {
     pub(crate) fn note_sent_home(&mut self, class: ClassId) {
         self.fetched[class.index()] /= 2;
     }
+    /// Whether a heap that has taken so many granules grew enough since the last time to look for idle
+    /// bins.
+    #[inline]
+    pub(crate) fn is_time_to_sweep(&mut self, taken: u32) -> bool {
+        // Another region's heap has another count: one look too many.
+        let due = taken.wrapping_sub(self.swept) >= SWEEP_GRANULES;
+        if due {
+            self.swept = taken;
+        }
+        due
+    }
+    /// Whether a bin has much, and as much as when this was last asked.
+    pub(crate) fn is_idle(&mut self, class: ClassId) -> bool {
+        let len = self.len(class);
+        let before = core::mem::replace(&mut self.seen[class.index()], len as u16);
+        before == len as u16 && len * class.size() >= IDLE_BYTES && !self.closed
+    }
+    /// Takes the room from a bin that is empty, or whose blocks somebody else has had.
+    pub(crate) fn drop_room(&mut self, class: ClassId) {
+        self.room_bytes -= self.room(class) * class.size();
+        self.bins[class.index() + 1] = Bin { top: NO_SLOT, limit: NO_SLOT };
+    }
     /// Makes room for a free that found none: the first time a little, later twice as much, as
     /// long as all bins together stay within [`ROOM_BYTES`]. False where a bin has what it may: of a
     /// class of which the thread fetches none, or few, no more than makes sending them home worth it. (It
@@ -522,149 +552,4 @@ impl DerefMut for ThreadCache {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_agree_with_the_classes() {
-        for size in 1..=MAX_SMALL {
-            assert_eq!(class_for(size).index(), class_index(size));
-        }
-    }
-
-    /// A cache with a body, for good.
-    fn cache(closed: bool) -> ThreadCache {
-        let body = Box::leak(Box::<Body>::new_zeroed()).as_mut_ptr();
-        let member = Box::leak(Box::new(Member { visits: Visits::new(), body, next: ptr::null() }));
-        let mut cache = ThreadCache::NEW;
-        // SAFETY: zeroed, initialised in place, and used by this cache alone.
-        unsafe {
-            Body::init(body, member);
-            cache.attach(body, FirstRegion::NONE, closed);
-        }
-        cache
-    }
-
-    #[test]
-    fn stacks_keep_order_and_limits() {
-        let cache = &mut cache(false);
-        let class = class_for(48);
-        cache.set_room(class, 5);
-        for (slot, number) in (1..=5usize).rev().enumerate() {
-            // SAFETY: the class has room for five.
-            unsafe { (*cache.slots(class, 5))[slot] = core::ptr::without_provenance_mut(number) };
-        }
-        cache.set_len(class, 5);
-        assert_eq!(cache.len(class), 5);
-        // SAFETY: a cache of our own; the numbers are never followed.
-        unsafe {
-            assert_eq!(pop(cache, bin_offset(48)).addr(), 1);
-            assert_eq!(pop(cache, bin_offset(41)).addr(), 2);
-            assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(9)));
-        }
-        // SAFETY: the bin holds at least two.
-        assert_eq!(unsafe { &*cache.slots(class, 2) }.iter().map(|b| b.addr()).sum::<usize>(), 9);
-        cache.drop_oldest(class, 2);
-        // SAFETY: as above.
-        unsafe {
-            assert_eq!(pop(cache, bin_offset(48)).addr(), 9);
-            assert_eq!(pop(cache, bin_offset(48)).addr(), 3);
-            assert!(pop(cache, bin_offset(48)).is_null());
-            // A class that is only freed gets no more room than its first bytes.
-            while cache.widen(class) {}
-            assert_eq!(cache.room(class), PASSING_BYTES / class.size());
-            cache.note_fetched(class, 100);
-            assert!(cache.widen(class));
-            for block in 1..=cache.room(class) {
-                assert!(push(cache, bin_offset(48), core::ptr::without_provenance_mut(block)));
-            }
-            assert!(!push(cache, bin_offset(48), core::ptr::without_provenance_mut(1)));
-        }
-    }
-
-    /// A bin keeps what it has, and its order, wherever it has to move to get more room.
-    #[test]
-    fn bins_keep_their_blocks_when_they_move() {
-        let number = core::ptr::without_provenance_mut::<u8>;
-        for size in [8, 48, 700, 3000, 20_000] {
-            let cache = &mut cache(false);
-            let (class, neighbour) = (class_for(size), class_for(size + size / 8 + 8));
-            // The class is one that the thread allocates, too.
-            cache.note_fetched(class, MOST);
-            let mut count = 0;
-            cache.set_room(neighbour, 1);
-            cache.put(neighbour, number(7));
-            while cache.widen(class) {
-                while cache.len(class) < cache.room(class) {
-                    count += 1;
-                    cache.put(class, number(count));
-                }
-                // SAFETY: a cache of our own; the numbers are never followed.
-                assert!(!unsafe { push(cache, bin_offset(size), number(1)) });
-            }
-            assert_eq!(count, capacity(class.index()));
-            for block in (1..=count).rev() {
-                // SAFETY: as above.
-                assert_eq!(unsafe { pop(cache, bin_offset(size)) }.addr(), block);
-            }
-            // SAFETY: as above.
-            unsafe {
-                assert!(pop(cache, bin_offset(size)).is_null());
-                assert_eq!(pop(cache, bin_offset(neighbour.size())).addr(), 7);
-                assert!(pop(cache, bin_offset(neighbour.size())).is_null());
-            }
-        }
-    }
-
-    /// More and more room only for what was fetched lately; and never less than a bin has.
-    #[test]
-    fn room_is_for_what_was_fetched() {
-        let cache = &mut cache(false);
-        let class = class_for(48);
-        cache.note_fetched(class, MOST);
-        while cache.widen(class) {}
-        assert_eq!(cache.room(class), capacity(class.index()));
-        let other = class_for(64);
-        let passing = PASSING_BYTES / other.size();
-        cache.note_fetched(other, 8);
-        while cache.widen(other) {}
-        assert_eq!(cache.room(other), passing);
-        for fetched in [MOST, usize::from(u16::MAX), MOST] {
-            cache.note_fetched(other, fetched);
-        }
-        assert!(cache.widen(other));
-        let room = cache.room(other);
-        assert_eq!(room, 2 * passing);
-        for block in 1..=room {
-            cache.put(other, core::ptr::without_provenance_mut(block));
-        }
-        for _ in 0..16 {
-            cache.note_sent_home(other);
-        }
-        assert!(!cache.widen(other));
-        assert_eq!((cache.room(other), cache.len(other)), (room, room));
-    }
-
-    #[test]
-    fn closed_bins_take_nothing_but_what_is_put() {
-        let mut cache = cache(true);
-        let class = class_for(48);
-        let number = core::ptr::without_provenance_mut::<u8>;
-        // SAFETY: a cache of our own; the numbers are never followed.
-        unsafe {
-            assert!(!push(&mut cache, bin_offset(48), number(1)));
-            assert_eq!(cache.room(class), 0);
-            cache.set_room(class, 1);
-            assert!(!push(&mut cache, bin_offset(48), number(1)));
-            for block in 1..=cache.room(class) {
-                cache.put(class, number(block));
-                assert!(!push(&mut cache, bin_offset(48), number(1)));
-            }
-            assert_eq!(cache.len(class), ThreadCache::capacity(class));
-            for block in (1..=cache.room(class)).rev() {
-                assert_eq!(pop(&mut cache, bin_offset(48)).addr(), block);
-            }
-            assert!(pop(&mut cache, bin_offset(48)).is_null());
-        }
-    }
-}
+mod tests;

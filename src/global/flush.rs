@@ -130,6 +130,23 @@ pub(super) fn refuse() {
     }
 }
 
+/// Sends home what lies in bins that were not used while the thread's heap grew: it would go on growing
+/// beside blocks that nobody wants.
+#[cold]
+#[inline(never)]
+pub(super) fn flush_idle(cache: &mut ThreadCache) {
+    for index in 0..CLASSES {
+        let class = ClassId::new(index);
+        if cache.is_idle(class) {
+            let len = cache.len(class);
+            let slots = cache.slots(class, len);
+            // SAFETY: the bin's blocks, and the flush does not touch the cache's slots.
+            flush(Some(cache), class, unsafe { &*slots });
+            cache.drop_room(class);
+        }
+    }
+}
+
 /// Empties a cache whose thread ends, and tidies its heaps.
 pub(crate) fn flush_cache(cache: &mut ThreadCache) {
     let _visit = HEAP.visit();

@@ -5,7 +5,7 @@ use core::ptr;
 
 use super::cache::{MAX_REGIONS, Phase, ThreadCache, bin_offset, class_at};
 use super::config::Config;
-use super::flush::{drop_runs, flush, refuse, tidy_all};
+use super::flush::{drop_runs, flush, flush_idle, refuse, tidy_all};
 use super::heap::{HEAP, Part};
 use super::large::free_large;
 use super::tls;
@@ -66,13 +66,18 @@ fn fill(cache: &mut ThreadCache, class: ClassId) -> *mut u8 {
     let slots = cache.slots(class, want);
     let got = in_some_region(cache, 0, |part, heap| {
         // SAFETY: the slots are this cache's, and nothing else refers to them now.
-        heap.allocate_batch(&part.heap, class, unsafe { &mut *slots })
+        let got = heap.allocate_batch(&part.heap, class, unsafe { &mut *slots })?;
+        Ok((got, heap.taken()))
     });
-    let Some(got) = got else { return ptr::null_mut() };
+    let Some((got, taken)) = got else { return ptr::null_mut() };
+    // SAFETY: as above; there is at least one.
+    let block = unsafe { (&*slots)[got - 1] };
     cache.set_len(class, got - 1);
     cache.note_fetched(class, got);
-    // SAFETY: as above; there is at least one.
-    unsafe { (&*slots)[got - 1] }
+    if cache.is_time_to_sweep(taken) {
+        flush_idle(cache);
+    }
+    block
 }
 
 /// Allocates a block of zeros when the bin at byte `offset` of the cache is empty: one that was

@@ -74,6 +74,8 @@ pub(crate) struct ThreadHeap {
     bins: [HeapBin; CLASSES],
     /// The deaths that this heap has looked after; see [`ThreadHeap::rescue`].
     deaths: u32,
+    /// Granules that the heap ever took for slabs; wraps.
+    taken: u32,
     pub(super) spares: Spares,
     pub(super) reserve: Reserve,
 }
@@ -132,7 +134,7 @@ impl ThreadHeap {
     pub(crate) const fn new(id: BlockId, process: ProcessSlot) -> ThreadHeap {
         let empty = HeapBin { current: 0, partial: 0, slabs: 0, hint: 0, last: 0 };
         let (spares, reserve) = (Spares::NONE, Reserve::NONE);
-        ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0, spares, reserve }
+        ThreadHeap { id, process, bins: [empty; CLASSES], deaths: 0, taken: 0, spares, reserve }
     }
     #[inline]
     pub(crate) fn id(&self) -> BlockId {
@@ -141,6 +143,11 @@ impl ThreadHeap {
     #[inline]
     pub(crate) fn process(&self) -> ProcessSlot {
         self.process
+    }
+    /// Granules that the heap ever took for slabs; wraps.
+    #[inline]
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken
     }
 
     /// Takes one block of `class`: the current slab's lowest free one, if it has any.
@@ -414,6 +421,7 @@ impl ThreadHeap {
         bin.current = taken.first.0 + 1;
         bin.hint = 0;
         bin.slabs += 1;
+        self.taken = self.taken.wrapping_add(granules);
         Ok(())
     }
 
