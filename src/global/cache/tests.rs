@@ -1,4 +1,5 @@
 //! Tests of the thread cache.
+#![allow(unsafe_code)] // raw stacks of blocks
 
 use super::*;
 
