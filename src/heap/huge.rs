@@ -299,6 +299,36 @@ pub(super) mod tests {
         assert!(!refusals.is_worth_it());
     }
 
+    /// Large blocks of private memory have huge pages as far as they fill them, and what they may fill counts as
+    /// touched.
+    #[test]
+    fn private_blocks_ask_for_what_they_fill() {
+        let options = RegionOptions::new().capacity(64 * MIB);
+        let region = PosixMmap::create("", &options).unwrap();
+        let mut heap = RegionHeap::create(region, TableSizes::default()).unwrap();
+        let process = heap.register(Joining { max_blocks: 1, ..Joining::default() }).unwrap();
+        let owner = heap.take_block(process).unwrap();
+        let take = |size| heap.allocate_large(process, owner, size, 1, 0, false).unwrap().0;
+        let found = |head, chunk: u32| {
+            let entry = heap.chunk(ChunkIdx(RegionHeap::chunk_of(head).0.0 + chunk));
+            (entry.huge.load(Relaxed), entry.dirty.load(Relaxed))
+        };
+        let half = u64::from(u32::MAX);
+        let short = take(3 * MIB);
+        assert_eq!(found(short, 0), (1, u64::MAX));
+        let nearly = take(CHUNK + FILLED);
+        assert_eq!((found(nearly, 0), found(nearly, 1)), ((ALL, u64::MAX), (1, half)));
+        let less = take(CHUNK + FILLED - 4096);
+        assert_eq!((found(less, 0), found(less, 1)), ((ALL, u64::MAX), (0, half)));
+        assert!(heap.resize_large(less, CHUNK + 3 * MIB));
+        assert_eq!(found(less, 1), (1, u64::MAX));
+        // Slabs and runs in such a chunk have ordinary pages again.
+        assert!(heap.free_large(process, short));
+        let chunk_of = |granule| RegionHeap::chunk_of(granule).0;
+        while chunk_of(heap.take_run(process, MAX_RUN, 1, 0).unwrap().first) != chunk_of(short) {}
+        assert_eq!(found(short, 0).0, 0);
+    }
+
     /// What is large for one thread is not for many, of which each has a few chunks.
     #[test]
     fn a_heap_of_many_threads_is_large_later() {
