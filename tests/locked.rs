@@ -64,12 +64,24 @@ fn what_is_locked_is_what_is_used() {
         // SAFETY: within the region, of which nothing is in use.
         unsafe { page.write_volatile(1) };
         assert_eq!(resident(page, 4096), 1);
+        // What is given back is gone, and locked again when it is touched.
+        for _ in 0..2 {
+            // SAFETY: as above.
+            unsafe {
+                region.purge(2 << 20, 2 << 20).unwrap();
+                assert_eq!(resident(page, 4096), 0);
+                page.write_volatile(1);
+            }
+            assert_eq!(resident(page, 4096), 1);
+        }
     }
+    let locked = status("VmLck:");
     let block: Vec<u8> = vec![1; 100 << 20];
-    assert!(
-        resident(block.as_ptr().wrapping_add(4096).map_addr(|at| at & !4095), SOME) == SOME / 4096
-    );
+    let place = block.as_ptr().wrapping_add(4096).map_addr(|at| at & !4095);
+    assert_eq!(resident(place, SOME), SOME / 4096);
     drop(block);
+    assert_eq!(resident(place, SOME), 0, "more than is kept");
+    assert!(status("VmLck:") >= locked);
 
     // What a child maps is not locked, nor filled.
     // SAFETY: the child makes system calls, and ends.

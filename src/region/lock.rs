@@ -12,9 +12,8 @@ use crate::os;
 /// The system's own call fills all addresses that it locks. A heap reserves many more than it uses, 64 GiB by
 /// default, so that it would take all memory there is, and the process with it. Here regions, those
 /// that come later included, are locked page by page, when a page is first touched; everything else as
-/// the system does it. Of what is locked the system takes nothing back: what was freed since stays for the next
-/// allocations, also after `trim`. What was given back before comes back as such a first touch;
-/// [`HshmAllocBuilder::retain`](crate::HshmAllocBuilder::retain) says how much is kept until then.
+/// the system does it. What has been freed and given back to the system comes back as such a first touch:
+/// [`HshmAllocBuilder::retain`](crate::HshmAllocBuilder::retain) says how much is kept.
 ///
 /// A forked child has no locks, as ever. `munlockall` ends them.
 ///

@@ -11,7 +11,7 @@ use super::{Open, at, errno, open, process_id, read_once};
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use crate::sync::futex::KeepErrno;
 
-/// The process that has asked for what it maps from now on to be locked.
+/// The process that has locked its memory, or once had.
 static LOCKING: AtomicU32 = AtomicU32::new(0);
 
 /// Flags of `mlockall`: what is mapped, and what will be.
@@ -20,7 +20,7 @@ pub(crate) const LOCK_CURRENT: i32 = libc::MCL_CURRENT;
 #[cfg(feature = "c-api")]
 pub(crate) const LOCK_FUTURE: i32 = libc::MCL_FUTURE;
 
-/// Whether the kernel fills what this process maps, as far as is known here.
+/// Whether the kernel may fill what this process maps, and refuse to take back what it has, as far as is known here.
 pub(super) fn is_locking() -> bool {
     // A forked child has no locks.
     let process = LOCKING.load(Relaxed);
@@ -38,9 +38,24 @@ pub(super) unsafe fn lock_on_fault(base: usize, len: usize) {
     // SAFETY: the caller's: there is nothing yet, or it is a file's.
     let dropped = unsafe { libc::madvise(at(base), len, libc::MADV_DONTNEED) };
     if dropped != 0 {
-        // SAFETY: changes no contents.
-        unsafe { libc::syscall(libc::SYS_mlock2, base, len, libc::MLOCK_ONFAULT) };
+        lock_pages_on_fault(base, len);
     }
+}
+
+fn lock_pages_on_fault(base: usize, len: usize) {
+    let _errno = KeepErrno::new();
+    // SAFETY: changes no contents.
+    unsafe { libc::syscall(libc::SYS_mlock2, base, len, libc::MLOCK_ONFAULT) };
+}
+
+/// Does what the kernel refuses for locked memory, whose pages are locked again when they are touched.
+/// `errno` is as `act` leaves it.
+pub(super) fn unlocked(base: usize, len: usize, act: impl Fn() -> bool) -> bool {
+    // SAFETY: changes no contents.
+    unsafe { libc::munlock(at(base), len) };
+    let done = act();
+    lock_pages_on_fault(base, len);
+    done
 }
 
 /// Locks all that the process has mapped, and with `future` what it will map, as `mlockall` does; of the ranges
@@ -49,7 +64,6 @@ pub(super) unsafe fn lock_on_fault(base: usize, len: usize) {
 pub(crate) fn lock_all(future: bool, sparse: &[Range<usize>]) -> core::result::Result<(), i32> {
     let _errno = KeepErrno::new();
     lock_by(libc::MCL_CURRENT | libc::MCL_ONFAULT)?;
-    LOCKING.store(if future { process_id() } else { 0 }, Relaxed);
     if future {
         // Leaves what is mapped as it is.
         lock_by(libc::MCL_FUTURE)?;
@@ -68,6 +82,8 @@ pub(crate) fn lock_all(future: bool, sparse: &[Range<usize>]) -> core::result::R
 
 /// The system call itself: in the C library the function of that name is ours.
 pub(crate) fn lock_by(flags: i32) -> core::result::Result<(), i32> {
+    // Before another thread maps anything.
+    LOCKING.store(process_id(), Relaxed);
     // SAFETY: takes numbers only, and changes no contents.
     if unsafe { libc::syscall(libc::SYS_mlockall, flags) } == 0 { Ok(()) } else { Err(errno()) }
 }

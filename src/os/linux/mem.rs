@@ -10,7 +10,7 @@ use core::ptr;
 
 use once_cell::race::OnceNonZeroUsize;
 
-use super::lock::{is_locking, lock_on_fault};
+use super::lock::{is_locking, lock_on_fault, unlocked};
 use super::{Fd, errno, error_for, last_error};
 use crate::base::units::PAGE;
 use crate::base::{Error, Result, align_down, align_up};
@@ -78,7 +78,7 @@ unsafe fn map(
     let flags = flags
         | libc::MAP_NORESERVE
         | if fd.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
-    // What the kernel fills because the process has locked all that it maps has to wait until that is said.
+    // What the kernel fills because the process locks all that it maps has to wait until it is told not to.
     let waits = access != Access::None && is_locking();
     let first = if waits { Access::None } else { access };
     // SAFETY: without MAP_FIXED the kernel touches no existing mapping; with it, the caller
@@ -316,8 +316,10 @@ pub(crate) unsafe fn purge(base: usize, len: usize, shared: bool) -> Result<()> 
     let Some(start) = align_up(base, page).filter(|&start| start < end) else { return Ok(()) };
     let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
     // SAFETY: the caller gives the contents up.
-    let result = unsafe { libc::madvise(at(start), end - start, advice) };
-    if result == 0 { Ok(()) } else { Err(last_error(len)) }
+    let purge = || unsafe { libc::madvise(at(start), end - start, advice) == 0 };
+    let done =
+        purge() || errno() == libc::EINVAL && is_locking() && unlocked(start, end - start, purge);
+    if done { Ok(()) } else { Err(last_error(len)) }
 }
 
 /// Asks for huge pages behind a range as it is touched. A wish: errors tell, and change nothing.
