@@ -344,11 +344,14 @@ impl RegionHeap {
             let tail = self.chunk(ChunkIdx(first.0 + distance));
             tail.span.store(distance, Relaxed);
             tail.used.store(u64::MAX, Relaxed);
+            tail.full.store(0, Relaxed);
             tail.set_usage(Use::LargeTail(process));
         }
         head.span.store(span, Relaxed);
         head.bytes.store(bytes as u64, Relaxed);
         head.used.store(u64::MAX, Relaxed);
+        // What is committed of it is not known to whom it belongs next: it may be given back meanwhile.
+        head.full.store(0, Relaxed);
         head.set_usage(Use::LargeHead(process));
     }
 

@@ -160,11 +160,12 @@ mod tests {
     use super::super::huge::HugePages;
     use super::super::layout::TableSizes;
     use super::super::liveness::Joining;
+    use super::super::process::MAX_RUN;
     use super::super::verify::verify;
     use super::*;
     use crate::base::units::{MIB, PAGE};
     use crate::os;
-    use crate::region::{Backend, MemfdBackend, PosixMmap, Region, RegionOptions};
+    use crate::region::{Backend, MemfdBackend, PosixMmap, PosixShmMmap, Region, RegionOptions};
 
     struct Test {
         heap: RegionHeap,
@@ -258,6 +259,36 @@ mod tests {
         assert_eq!(os::resident(at, CHUNK + MIB), Ok(CHUNK + MIB));
         assert_eq!(os::resident(at + CHUNK + MIB, CHUNK - MIB), Ok(0));
         assert!(test.was_zero(head, 0..2 * CHUNK));
+    }
+
+    /// What the system once would not take back of a committed chunk, and a large block did, is not taken for
+    /// committed by the runs that come there later.
+    #[test]
+    fn what_a_large_block_gave_back_is_committed_again() {
+        let name = format!("hshm-dirty-{}", std::process::id());
+        let options = RegionOptions::new().capacity(64 * MIB);
+        let region = PosixShmMmap::create(&name, &options).unwrap();
+        PosixShmMmap::destroy(&name).unwrap();
+        let test = Test::new(region);
+        let heap = &test.heap;
+        assert!(heap.must_commit());
+        let (head, _) = test.take(3 * CHUNK, 0, false);
+        assert!(heap.free_large(test.process, head));
+        let (first, _) = RegionHeap::chunk_of(head);
+        for chunk in first.0..first.0 + 3 {
+            heap.chunk(ChunkIdx(chunk)).full.store(u64::MAX, Relaxed);
+        }
+        assert_eq!(test.take(3 * CHUNK, 0, false).0, head);
+        assert!(heap.resize_large(head, CHUNK + GRANULE));
+        assert!(heap.free_large(test.process, head));
+        let bytes = MAX_RUN as usize * GRANULE;
+        for _ in 0..6 {
+            let run = heap.take_run(test.process, MAX_RUN, 1, 0).unwrap();
+            let desc = heap.desc(run.first);
+            desc.committed.store(run.committed, Relaxed);
+            heap.commit_run(run.first, bytes).unwrap();
+            assert_eq!(os::resident(heap.granule_addr(run.first).addr(), bytes), Ok(bytes));
+        }
     }
 
     /// Free places that are too short for what comes next do not add to the most that was ever in use.

@@ -102,8 +102,10 @@ unsafe fn map(
         // SAFETY: as above.
         if unsafe { libc::mprotect(got, len, access.prot()) } != 0 {
             let error = last_error(len);
-            // SAFETY: as above.
-            unsafe { unmap(got.addr(), len) };
+            if flags & libc::MAP_FIXED == 0 {
+                // SAFETY: as above. What was the caller's stays reserved for him.
+                unsafe { unmap(got.addr(), len) };
+            }
             return Err(error);
         }
     }
