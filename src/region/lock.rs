@@ -2,7 +2,8 @@
 
 use core::ops::Range;
 
-use super::registry::{self, RECORDS_MAX};
+use super::place::{FIRST, LAST, SLOT};
+use super::registry;
 use crate::base::Result;
 use crate::os;
 
@@ -28,12 +29,49 @@ pub fn lock_memory(future: bool) -> Result<()> {
 
 /// The same, for those who want to know the `errno`.
 pub(crate) fn lock_memory_or_errno(future: bool) -> core::result::Result<(), i32> {
-    let mut regions = [const { 0..0 }; RECORDS_MAX];
-    let mut count = 0;
-    for (place, region) in regions.iter_mut().zip(registry::all()) {
-        *place = region.base..region.base + region.len;
-        count += 1;
+    os::lock_all(future, |range| {
+        // Where one is being made, or goes, that nobody knows of.
+        if range.start.is_multiple_of(SLOT) && (FIRST..LAST).contains(&range.start) {
+            return None;
+        }
+        next_outside(range, registry::all().map(|region| region.base..region.base + region.len))
+    })
+}
+
+/// The first piece of `range` that is in none of `holes`.
+fn next_outside(
+    range: Range<usize>,
+    holes: impl Iterator<Item = Range<usize>> + Clone,
+) -> Option<Range<usize>> {
+    let mut start = range.start;
+    // They may lie in each other.
+    while let Some(hole) = holes.clone().find(|hole| hole.contains(&start)) {
+        start = hole.end;
     }
-    let regions: &[Range<usize>] = &regions[..count];
-    os::lock_all(future, regions)
+    let starts = holes.map(|hole| hole.start).filter(|&at| at > start);
+    let end = starts.fold(range.end, usize::min);
+    (start < end).then_some(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_outside_of_holes() {
+        let holes = [10..20, 15..18, 30..40, 40..50];
+        let pieces = |range: Range<usize>| {
+            let (mut start, mut found) = (range.start, Vec::new());
+            while let Some(piece) = next_outside(start..range.end, holes.iter().cloned()) {
+                start = piece.end;
+                found.push((piece.start, piece.end));
+            }
+            found
+        };
+        assert_eq!(pieces(0..60), [(0, 10), (20, 30), (50, 60)]);
+        assert_eq!(pieces(12..16), []);
+        assert_eq!(pieces(12..20), []);
+        assert_eq!(pieces(20..21), [(20, 21)]);
+        assert_eq!(pieces(16..35), [(20, 30)]);
+    }
 }

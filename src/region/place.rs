@@ -27,9 +27,9 @@ pub(crate) const SLOT: usize = 1 << SLOT_SHIFT;
 pub(crate) const SLOTS: usize = 1 << (47 - SLOT_SHIFT);
 
 /// The slots that random placement picks from.
-const FIRST: usize = 0x1000_0000_0000;
+pub(super) const FIRST: usize = 0x1000_0000_0000;
 /// Position-independent programs, and the C heap behind them, start at 0x5555_5555_4000.
-const LAST: usize = 0x5500_0000_0000;
+pub(super) const LAST: usize = 0x5500_0000_0000;
 /// Addresses below this are the program's; a header that asks for them is not listened to.
 const LOWEST: usize = 1 << 32;
 /// One past the highest address.

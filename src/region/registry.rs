@@ -253,7 +253,7 @@ pub(crate) fn snapshot(index: RecordIndex) -> Option<Snapshot> {
 }
 
 /// All regions that are mapped, those inside others included.
-pub(crate) fn all() -> impl Iterator<Item = Snapshot> {
+pub(crate) fn all() -> impl Iterator<Item = Snapshot> + Clone {
     (0..RECORDS_MAX as u16).filter_map(|index| snapshot(RecordIndex(index)))
 }
 

@@ -58,10 +58,14 @@ pub(super) fn unlocked(base: usize, len: usize, act: impl Fn() -> bool) -> bool 
     done
 }
 
-/// Locks all that the process has mapped, and with `future` what it will map, as `mlockall` does; of the ranges
-/// `sparse` only those pages that somebody has touched, and the others when they are.
+/// Locks all that the process has mapped, and with `future` what it will map, as `mlockall` does; but of each
+/// mapping only what `pieces` says is filled: it gives the first such piece of a range. Of the rest pages are
+/// locked that somebody has touched, and the others when they are.
 /// Otherwise the `errno` of the system.
-pub(crate) fn lock_all(future: bool, sparse: &[Range<usize>]) -> core::result::Result<(), i32> {
+pub(crate) fn lock_all(
+    future: bool,
+    pieces: impl Fn(Range<usize>) -> Option<Range<usize>>,
+) -> core::result::Result<(), i32> {
     let _errno = KeepErrno::new();
     lock_by(libc::MCL_CURRENT | libc::MCL_ONFAULT)?;
     if future {
@@ -70,7 +74,7 @@ pub(crate) fn lock_all(future: bool, sparse: &[Range<usize>]) -> core::result::R
     }
     let _ = for_each_mapping(|range| {
         let mut start = range.start;
-        while let Some(piece) = next_outside(start..range.end, sparse) {
+        while let Some(piece) = pieces(start..range.end) {
             // What cannot be had is left out, as `mlockall` does.
             // SAFETY: changes no contents.
             unsafe { libc::mlock(at(piece.start), piece.len()) };
@@ -86,18 +90,6 @@ pub(crate) fn lock_by(flags: i32) -> core::result::Result<(), i32> {
     LOCKING.store(process_id(), Relaxed);
     // SAFETY: takes numbers only, and changes no contents.
     if unsafe { libc::syscall(libc::SYS_mlockall, flags) } == 0 { Ok(()) } else { Err(errno()) }
-}
-
-/// The first piece of `range` that is in none of `holes`.
-fn next_outside(range: Range<usize>, holes: &[Range<usize>]) -> Option<Range<usize>> {
-    let mut start = range.start;
-    // They may lie in each other.
-    while let Some(hole) = holes.iter().find(|hole| hole.contains(&start)) {
-        start = hole.end;
-    }
-    let holes = holes.iter().map(|hole| hole.start).filter(|at| *at > start);
-    let end = holes.fold(range.end, usize::min);
-    (start < end).then_some(start..end)
 }
 
 /// Visits the mappings that can be read, as the kernel lists them.
@@ -141,24 +133,6 @@ fn readable(line: &[u8]) -> Option<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pieces_outside_of_holes() {
-        let holes = [10..20, 15..18, 30..40, 40..50];
-        let pieces = |range: Range<usize>| {
-            let (mut start, mut found) = (range.start, Vec::new());
-            while let Some(piece) = next_outside(start..range.end, &holes) {
-                start = piece.end;
-                found.push((piece.start, piece.end));
-            }
-            found
-        };
-        assert_eq!(pieces(0..60), [(0, 10), (20, 30), (50, 60)]);
-        assert_eq!(pieces(12..16), []);
-        assert_eq!(pieces(12..20), []);
-        assert_eq!(pieces(20..21), [(20, 21)]);
-        assert_eq!(pieces(16..35), [(20, 30)]);
-    }
 
     #[test]
     fn lines_of_the_list() {
