@@ -139,7 +139,7 @@ impl RegionHeap {
         if bytes < HUGE_PAGE
             || !self.region().is_shared()
             || self.must_commit()
-            || self.huge != HugePages::LargeHeaps
+            || self.huge == HugePages::Never
         {
             return;
         }
