@@ -28,15 +28,12 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn look() -> Machine {
         let processor = field("/proc/cpuinfo", "model name").unwrap_or_default();
-        let memory = field("/proc/meminfo", "MemTotal").unwrap_or_default();
-        let memory_kib: u64 =
-            memory.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
         let load = first_word("/proc/loadavg").parse().unwrap_or(0.0);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Machine {
             processor,
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            memory_mib: memory_kib / 1024,
+            memory_mib: memory_kib("MemTotal") / 1024,
             kernel: first_word("/proc/sys/kernel/osrelease"),
             transparent_huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled"),
             rustc: said("rustc", &["--version"]),
@@ -55,9 +52,13 @@ impl Machine {
 
 /// Bytes that programs can still have.
 pub(crate) fn available_memory() -> usize {
-    let text = field("/proc/meminfo", "MemAvailable").unwrap_or_default();
-    let kib = text.split_whitespace().next().and_then(|n| n.parse().ok());
-    kib.map_or(0, |kib: usize| kib.saturating_mul(1024))
+    usize::try_from(memory_kib("MemAvailable")).map_or(usize::MAX, |kib| kib.saturating_mul(1024))
+}
+
+/// A line of `/proc/meminfo`; 0 where there is none.
+fn memory_kib(name: &str) -> u64 {
+    let text = field("/proc/meminfo", name).unwrap_or_default();
+    text.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0)
 }
 
 /// Cargo's copies of the packages that it has built.

@@ -3,7 +3,7 @@
 //! A hypervisor may take memory back that its guest does not use (free page reporting, balloons), seconds after it
 //! was freed; the next touch then costs many times what the guest itself does for it. Whoever runs after a program
 //! with less memory pays, whoever runs after one with more does not. So before each run a little more memory than the
-//! load has needed so far is touched and freed, until that takes no longer than it did at its fastest.
+//! load has needed so far is touched and freed, until that is nearly as fast as it ever was.
 #![allow(unsafe_code)] // memory straight from the system
 
 use std::ptr::null_mut;
@@ -63,9 +63,10 @@ fn touch(bytes: usize) -> Option<f64> {
     const PAGE: usize = 4096;
     let (access, kind) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let bytes = bytes.max(PAGE);
     let start = Instant::now();
     // SAFETY: a new mapping, at an address of the system's choice.
-    let at = unsafe { libc::mmap(null_mut(), bytes.max(PAGE), access, kind, -1, 0) };
+    let at = unsafe { libc::mmap(null_mut(), bytes, access, kind, -1, 0) };
     if at == libc::MAP_FAILED {
         return None;
     }
@@ -77,7 +78,7 @@ fn touch(bytes: usize) -> Option<f64> {
     }
     let seconds = start.elapsed().as_secs_f64();
     // SAFETY: the whole of that mapping, of which nothing is used any more.
-    unsafe { libc::munmap(at, bytes.max(PAGE)) };
+    unsafe { libc::munmap(at, bytes) };
     Some(bytes as f64 / seconds.max(1e-9))
 }
 
